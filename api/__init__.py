@@ -1,0 +1,1 @@
+"""HTTP: accept, answer, report. Never imports worker or torch."""

@@ -1,0 +1,1 @@
+"""The `farm` command: it talks HTTP and starts processes."""

@@ -1,0 +1,242 @@
+"""What a client asks for and what becomes of it: JobSpec, Entry, Unit, states.
+
+Everything here is frozen and pure. Parameters carry diffusers' names. How far a unit is lives in the ledger, and in
+the engine's seats; never here.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Final, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+MAX_SEED: Final = 2**53 - 1
+"""Largest seed: every JSON client can carry it without rounding."""
+
+MAX_STEPS: Final = 1000
+MAX_IMAGES_PER_PROMPT: Final = 1_000_000
+
+PromptText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=8_000)]
+Seed = Annotated[int, Field(ge=-1, le=MAX_SEED, description="-1 or null: the farm draws one and reports it.")]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+Guidance = Annotated[
+    float, Field(ge=0, le=100, allow_inf_nan=False, description="1 or less: no guidance, half the work.")
+]
+Size = Annotated[int, Field(ge=8, le=16_384)]
+NumImages = Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_PROMPT)]
+
+
+class Priority(StrEnum):
+    """Who is served first; within a priority, tenants take turns."""
+
+    INTERACTIVE = "interactive"
+    NORMAL = "normal"
+    BULK = "bulk"
+
+
+class Reproducibility(StrEnum):
+    """How far the same request gives the same image.
+
+    `fast`: noise and sampler are exact, the last bits may differ with the size of the batch. `invariant`: the bytes
+    depend on request, model and kind of device alone, never on neighbours, order or retries.
+    """
+
+    FAST = "fast"
+    INVARIANT = "invariant"
+
+
+class Output(BaseModel):
+    """The file that becomes of an image."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["png", "jpeg", "webp"] = "png"
+    quality: int = Field(90, ge=1, le=100, description="Of jpeg and webp; png has no loss.")
+
+
+class PromptSpec(BaseModel):
+    """One prompt with parameters of its own; what it leaves out comes from the job."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: PromptText
+    negative_prompt: Annotated[str, StringConstraints(max_length=8_000)] | None = None
+    num_images_per_prompt: NumImages | None = None
+    seed: Seed | None = None
+    num_inference_steps: Steps | None = None
+    guidance_scale: Guidance | None = None
+    scheduler: str | None = None
+    width: Size | None = None
+    height: Size | None = None
+
+
+class JobSpec(BaseModel):
+    """A batch of prompts as a client POSTs it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(description="A name from GET /v1/models.")
+    prompts: list[PromptText | PromptSpec] = Field(min_length=1)
+    num_images_per_prompt: NumImages = 1
+    seed: Seed | None = Field(None, description="Image i of a prompt has seed + i. Drawn when absent or -1.")
+    num_inference_steps: Steps | None = None
+    guidance_scale: Guidance | None = None
+    scheduler: str | None = Field(None, description="Our name, diffusers' class or A1111's label.")
+    negative_prompt: Annotated[str, StringConstraints(max_length=8_000)] = ""
+    width: Size | None = None
+    height: Size | None = None
+    output: Output = Output()
+    priority: Priority = Priority.NORMAL
+    reproducibility: Reproducibility = Reproducibility.FAST
+    labels: dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=64)],
+        Annotated[str, StringConstraints(max_length=256)],
+    ] = Field(default_factory=dict, max_length=32, description="Yours to set; returned as they are.")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One distinct prompt with every parameter resolved; it stands for `num_images` units, seeds counting up."""
+
+    prompt: str
+    negative_prompt: str
+    num_images: int
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What all units of a job share. Immutable, so workers may cache it."""
+
+    id: str
+    tenant: str
+    model: str
+    priority: Priority
+    reproducibility: Reproducibility
+    output: Output
+    labels: dict[str, str]
+    total: int
+    num_entries: int
+    created_at: float  # Unix time, seconds
+    runs: tuple[Run, ...]
+
+
+class Run(NamedTuple):
+    """Consecutive entries with the same number of images: what locates a unit without a table of all units."""
+
+    first_index: int
+    first_entry: int
+    num_images: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandedJob:
+    """A validated job, ready for the ledger: its header and its distinct prompts, never its images."""
+
+    header: Header
+    entries: tuple[Entry, ...]
+
+
+class Hint(NamedTuple):
+    """What a Celery message says: this unit may be rendered. The ledger decides whether it is so."""
+
+    job: str
+    index: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One image to make, as a worker gets it from a granted claim."""
+
+    job: str
+    index: int
+    attempt: int
+    model: str
+    prompt: str
+    negative_prompt: str
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+    width: int
+    height: int
+    reproducibility: Reproducibility
+    output: Output
+
+    @property
+    def hint(self) -> Hint:
+        """The message this unit came with."""
+        return Hint(self.job, self.index, self.attempt)
+
+    @property
+    def guided(self) -> bool:
+        """Whether the denoiser runs twice (diffusers' `do_classifier_free_guidance`)."""
+        return self.guidance_scale > 1.0
+
+
+class UnitState(StrEnum):
+    """Where one image is."""
+
+    QUEUED = "queued"  # nobody renders it yet, or again
+    RENDERING = "rendering"  # a worker holds a lease
+    STORED = "stored"  # in S3, counted once
+    FAILED = "failed"  # given up, with a reason
+    CANCELLED = "cancelled"  # its job was cancelled first
+
+
+class JobState(StrEnum):
+    """Where a job is; derived from its counts, never stored."""
+
+    QUEUED = "queued"  # no image has been started
+    RENDERING = "rendering"  # some image has been started, some is not settled
+    DONE = "done"  # every image is stored
+    FAILED = "failed"  # every image is settled, at least one failed
+    CANCELLED = "cancelled"  # cancelled before every image was settled
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing will change any more."""
+        return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Images of a job by state; they always sum to `total`."""
+
+    total: int
+    queued: int
+    rendering: int
+    stored: int
+    failed: int
+    cancelled: int
+
+
+def derive_state(counts: Counts, *, cancelled: bool) -> JobState:
+    """Return the state of a job with these counts."""
+    if counts.stored + counts.failed == counts.total:
+        return JobState.FAILED if counts.failed else JobState.DONE
+    if cancelled:
+        return JobState.CANCELLED
+    if counts.stored or counts.failed or counts.rendering:
+        return JobState.RENDERING
+    return JobState.QUEUED
+
+
+_CROCKFORD: Final = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def new_job_id(now_s: float | None = None) -> str:
+    """Return a fresh id, `job_` and 20 characters: 48 bits of time in ms, so that ids sort by age, and 50 random bits."""
+    now_ms = int((time.time() if now_s is None else now_s) * 1000)
+    number = (now_ms << 50) | secrets.randbits(50)
+    return "job_" + "".join(_CROCKFORD[(number >> shift) & 31] for shift in range(95, -1, -5))

@@ -1,0 +1,58 @@
+"""Every setting of the farm, read once from `FARM_*` environment variables at the composition root.
+
+Settings are frozen and passed down; nothing below the roots (`api.app`, `worker.app`, `cli.main`) reads the
+environment.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """The farm's settings; the environment variable of `redis_url` is `FARM_REDIS_URL`, and so on."""
+
+    model_config = SettingsConfigDict(env_prefix="FARM_", frozen=True, extra="ignore")
+
+    # -- where things are
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis (or Valkey): ledger and Celery broker.")
+    s3_endpoint: str | None = Field(None, description="S3 endpoint; empty means AWS.")
+    s3_public_endpoint: str | None = Field(
+        None, description="The S3 endpoint as clients reach it: presigned URLs carry this host."
+    )
+    s3_bucket: str = Field("farm", description="Bucket for images; created when missing.")
+    s3_region: str = "us-east-1"
+    s3_access_key: str | None = None
+    s3_secret_key: str | None = None
+    url_expiry_s: int = Field(3600, ge=1, le=604_800, description="Seconds a presigned URL stays valid.")
+    models_dir: Path = Field(Path("models"), description="Folder that relative model sources start from.")
+    catalog_file: Path | None = Field(None, description="TOML file with further catalog rows.")
+
+    # -- what a client may ask for
+    max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)
+    max_prompts: int = Field(10_000, ge=1, description="Distinct prompts in one job.")
+    max_images: int = Field(10_000_000, ge=1, description="Images in one job.")
+    max_queued_images: int = Field(50_000_000, ge=1, description="Images waiting in the whole farm.")
+
+    # -- leases and retries
+    lease_s: float = Field(10.0, gt=0, description="How long a worker's right to a unit lasts unrenewed.")
+    max_attempts: int = Field(3, ge=1, description="Failed or lost attempts before a unit is given up.")
+    idempotency_expiry_s: int = Field(7 * 24 * 3600, ge=60)
+
+    # -- the worker
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="`cuda` refuses to run without a GPU.")
+    worker_name: str | None = Field(None, description="Node name of this worker; by default host and GPU.")
+    worker_models: str = Field("", description="Comma-separated catalog names to serve; empty means all.")
+    max_batch: int = Field(8, ge=1, le=64, description="Seats of a lane: images that share one forward pass.")
+    max_resident_models: int = Field(1, ge=1, description="Models kept on the device at once.")
+    torch_threads: int = Field(0, ge=0, description="CPU threads for torch; 0 leaves it to torch.")
+    max_undelivered: int = Field(16, ge=1, description="Finished images that wait in memory for storage.")
+    metrics_port: int = Field(0, ge=0, le=65535, description="Port of the worker's own metrics; 0 means none.")
+
+    # -- the API
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

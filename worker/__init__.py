@@ -1,0 +1,1 @@
+"""One GPU: claim, batch, denoise, decode, deliver."""
