@@ -1,0 +1,117 @@
+"""What the ledger answers with: frozen records, no Redis in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from farm.jobs import Counts, Header, JobState, UnitState, derive_state
+
+
+class Opened(NamedTuple):
+    """The answer to `Ledger.open`: `created` is False when the Idempotency-Key had been used for the same body."""
+
+    id: str
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """A job as it stands."""
+
+    header: Header
+    counts: Counts
+    cancelled: bool
+    started_at: float | None  # Unix time of the first claim
+    finished_at: float | None  # Unix time of the last image, or of the cancel
+    gpu_s: float  # device time of its stored images, summed
+    retries: int  # hand-outs beyond the first, over all images
+    images_per_s: float | None  # over the job's run so far; None before the first image
+    eta_s: float | None  # seconds until its last image; None when unknown, 0 when settled
+
+    @property
+    def state(self) -> JobState:
+        """Derived from the counts, by the one function."""
+        return derive_state(self.counts, cancelled=self.cancelled)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageStatus:
+    """One image of a job as it stands; key and URL follow from job and index."""
+
+    index: int
+    prompt_index: int
+    prompt: str
+    seed: int
+    state: UnitState
+    attempts: int
+    stored_at: float | None = None  # Unix time
+    render_s: float | None = None  # from its seat's admission to its pixels
+    gpu_s: float | None = None  # its share of device time
+    error: str | None = None
+    history: tuple[str, ...] = ()  # reasons of lost or failed attempts, oldest first
+
+
+class Gpu(BaseModel):
+    """Telemetry of one device; absent on a CPU."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    uuid: str
+    name: str
+    temperature_c: float | None = None
+    power_w: float | None = None
+    utilisation: float | None = Field(None, description="0 to 1")
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+
+
+class WorkerReport(BaseModel):
+    """What a worker says of itself with every heartbeat. Counters run since its start."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str = Field(description="Node and boot: unique per process.")
+    node: str = Field(description="Stable name of the GPU's seat in the farm, such as host:gpu0.")
+    pid: int
+    device: str
+    models: tuple[str, ...] = Field(description="Models whose queues it reads.")
+    resident: tuple[str, ...] = Field((), description="Models on the device now.")
+    max_batch: int
+    running: int = Field(0, description="Seats taken now.")
+    waiting: int = Field(0, description="Units claimed and waiting for a seat.")
+    undelivered: int = Field(0, description="Finished images waiting for storage.")
+    steps: int = Field(0, description="Denoising steps of lanes.")
+    seat_steps: int = Field(0, description="Occupied seats, summed over those steps.")
+    busy_s: float = Field(0.0, description="Device time used.")
+    images: int = 0
+    failures: int = 0
+    oom_count: int = 0
+    started_at: float
+    seen_at: float = Field(0.0, description="Unix time by the ledger's clock; set by the ledger.")
+    gpu: Gpu | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What was done within a window of time."""
+
+    window_s: int
+    images: int
+    images_per_s: float
+    gpu_s: float
+    gpu_s_per_image: float | None
+    mean_seat_occupancy: float | None  # seats taken per step; None without a step
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Rates over 1 minute, 5 minutes and 1 hour: of the farm, by model, by worker node."""
+
+    total: tuple[Rate, ...]
+    by_model: dict[str, tuple[Rate, ...]] = field(default_factory=dict)
+    by_worker: dict[str, tuple[Rate, ...]] = field(default_factory=dict)
+    queued_images: int = 0
+    rendering_images: int = 0
