@@ -1,0 +1,1 @@
+"""Code that trains models; nothing that serves images imports it."""

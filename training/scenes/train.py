@@ -1,0 +1,70 @@
+"""Owns the order of the training: `python -m training.scenes.train [stage ...]`, every stage resumable.
+
+Stages: vae, text, latents, unet, export, check; without names all of them, each skipped or resumed where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from training.scenes.settings import Settings
+
+STAGES = ("vae", "text", "latents", "unet", "export", "check")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the named stages in their order."""
+    parser = argparse.ArgumentParser(description="Train the small Stable Diffusion that ships.")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}; all by default")
+    parser.add_argument("--minutes-vae", type=float, default=Settings.vae_minutes)
+    parser.add_argument("--minutes-text", type=float, default=Settings.text_minutes)
+    parser.add_argument("--minutes-unet", type=float, default=Settings.unet_minutes)
+    parser.add_argument("--work", type=Path, default=Settings.work, help="checkpoints, latents and sample grids")
+    parser.add_argument("--model", type=Path, default=Settings.model, help="where the finished model goes")
+    given = parser.parse_args(arguments)
+    unknown = set(given.stages) - set(STAGES)
+    if unknown:
+        parser.error(f"no such stage: {', '.join(sorted(unknown))}; stages are {', '.join(STAGES)}")
+    settings = replace(
+        Settings(), work=given.work, model=given.model,
+        vae_minutes=given.minutes_vae, text_minutes=given.minutes_text, unet_minutes=given.minutes_unet,
+    )  # fmt: skip
+    torch.set_num_threads(settings.threads)
+    for stage in STAGES:
+        if not given.stages or stage in given.stages:
+            _run(stage, settings)
+
+
+def _run(stage: str, settings: Settings) -> None:
+    if stage == "vae":
+        from training.scenes.vae import train_vae
+
+        train_vae(settings)
+    elif stage == "text":
+        from training.scenes.text import train_text
+
+        train_text(settings)
+    elif stage == "latents":
+        from training.scenes.unet import encode_latents
+
+        encode_latents(settings)
+    elif stage == "unet":
+        from training.scenes.unet import train_unet
+
+        train_unet(settings)
+    elif stage == "export":
+        from training.scenes.export import export
+
+        export(settings)
+    elif stage == "check":
+        from training.scenes.check import check
+
+        check(settings)
+
+
+if __name__ == "__main__":
+    main()
