@@ -94,9 +94,7 @@ class Catalog:
     def row(self, name: str) -> ModelRow:
         """Return the row of `name`; raises UnknownModel with the choices."""
         if name not in self._rows:
-            raise UnknownModel(
-                f"the catalog has no model {name!r}", field="model", value=name, choices=self.names
-            )
+            raise UnknownModel(f"the catalog has no model {name!r}", field="model", value=name, choices=self.names)
         return self._rows[name]
 
 

@@ -88,7 +88,9 @@ def _entry(spec: JobSpec, given: str | PromptSpec, row: ModelRow, *, job_seed: i
     seed = job_seed if own.seed in (None, -1) else own.seed
     if seed is None or seed + num_images - 1 > MAX_SEED:
         raise Refused(
-            f"seed + number of images exceeds the largest seed ({MAX_SEED})", field=field_of("seed"), value=seed
+            f"seed + number of images exceeds the largest seed ({MAX_SEED})",
+            field=field_of("seed"),
+            value=seed,
         )
     scheduler = own.scheduler or spec.scheduler or row.scheduler
     return Entry(
@@ -113,12 +115,13 @@ def check_size(
             below = value - value % row.size_multiple
             choices = [str(size) for size in (below, below + row.size_multiple) if size >= row.min_size]
             raise Refused(
-                f"{row.name} renders multiples of {row.size_multiple} pixels", field=name, value=value, choices=choices
+                f"{row.name} renders multiples of {row.size_multiple} pixels",
+                field=name,
+                value=value,
+                choices=choices,
             )
         if not row.min_size <= value <= row.max_size:
-            raise Refused(
-                f"{row.name} renders {row.min_size} to {row.max_size} pixels a side", field=name, value=value
-            )
+            raise Refused(f"{row.name} renders {row.min_size} to {row.max_size} pixels a side", field=name, value=value)
     if width * height > row.max_pixels:
         raise Refused(
             f"{width}x{height} is more than {row.name} renders ({row.max_pixels} pixels)",

@@ -150,7 +150,7 @@ class Hint(NamedTuple):
     """What a Celery message says: this unit may be rendered. The ledger decides whether it is so."""
 
     job: str
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody needs of a hint
     attempt: int
 
 
@@ -236,7 +236,7 @@ _CROCKFORD: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 def new_job_id(now_s: float | None = None) -> str:
-    """Return a fresh id, `job_` and 20 characters: 48 bits of time in ms, so that ids sort by age, and 50 random bits."""
+    """Return a fresh id, `job_` and 20 characters: 48 bits of time in ms, so that ids sort by age, then random ones."""
     now_ms = int((time.time() if now_s is None else now_s) * 1000)
     number = (now_ms << 50) | secrets.randbits(50)
     return "job_" + "".join(_CROCKFORD[(number >> shift) & 31] for shift in range(95, -1, -5))

@@ -1,0 +1,17 @@
+"""The one truth of progress, in Redis. Key names and Lua are private to this package.
+
+Every transition is one Lua script: atomic, and safe to repeat. A Celery message is a hint; the ledger decides.
+"""
+
+from farm.ledger.ledger import Ledger
+from farm.ledger.records import (
+    Gpu,
+    ImageStatus,
+    JobStatus,
+    Opened,
+    Rate,
+    Throughput,
+    WorkerReport,
+)
+
+__all__ = ["Gpu", "ImageStatus", "JobStatus", "Ledger", "Opened", "Rate", "Throughput", "WorkerReport"]

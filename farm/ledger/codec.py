@@ -1,0 +1,61 @@
+"""How headers and entries are written in Redis: compact JSON, an entry as its difference from its job's first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
+from typing import Any, Final
+
+from farm.jobs import Entry, Header, Output, Priority, Reproducibility, Run
+
+_FIELDS: Final = tuple(field.name for field in fields(Entry))
+STORED_TIMES_BYTES: Final = 10
+"""Bytes of one stored image's times: u32 tenths of seconds since creation, u24 render ms, u24 GPU ms; big endian."""
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def encode_header(header: Header, base: Entry) -> str:
+    """Return the header as JSON, with the entry that the job's other entries are written against."""
+    document = {
+        "id": header.id,
+        "tenant": header.tenant,
+        "model": header.model,
+        "priority": header.priority,
+        "reproducibility": header.reproducibility,
+        "output": header.output.model_dump(),
+        "labels": header.labels,
+        "total": header.total,
+        "num_entries": header.num_entries,
+        "created_at": header.created_at,
+        "runs": header.runs,
+        "base": asdict(base),
+    }
+    return _compact(document)
+
+
+def decode_header(text: bytes | str) -> tuple[Header, Entry]:
+    """Return the header and the entry that the others are written against."""
+    document: dict[str, Any] = json.loads(text)
+    base = Entry(**document.pop("base"))
+    document["priority"] = Priority(document["priority"])
+    document["reproducibility"] = Reproducibility(document["reproducibility"])
+    document["output"] = Output.model_validate(document["output"])
+    document["runs"] = tuple(Run(*run) for run in document["runs"])
+    return Header(**document), base
+
+
+def encode_entries(entries: Sequence[Entry]) -> Iterator[str]:
+    """Yield each entry as JSON of the fields that differ from the first entry's."""
+    base = entries[0]
+    for entry in entries:
+        differing = {name: getattr(entry, name) for name in _FIELDS if getattr(entry, name) != getattr(base, name)}
+        yield _compact(differing)
+
+
+def decode_entry(text: bytes | str, base: Entry) -> Entry:
+    """Return the entry that `encode_entries` wrote."""
+    return Entry(**{**asdict(base), **json.loads(text)})

@@ -1,0 +1,251 @@
+"""The transitions of units and jobs. Reads are in reports.py; both share one connection."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import islice
+from typing import Final
+
+from farm.errors import IdempotencyConflict, LedgerDown, QueueFull, UnknownJob
+from farm.expand import locate, unit_of
+from farm.jobs import Entry, ExpandedJob, Header, Hint, Priority, Unit
+from farm.ledger.codec import decode_entry, decode_header, encode_entries, encode_header
+from farm.ledger.connection import PREFIX, Connection, translate_outage
+from farm.ledger.records import JobStatus, Opened, WorkerReport
+from farm.ledger.reports import Reports
+from farm.settings import Settings
+
+_STAGED_PER_CALL: Final = 1000  # keeps each command, and so every other client's wait, below about 10 ms
+_STAGING_EXPIRY_S: Final = 600
+_FORGET_WORKER_S: Final = 600
+_REAP_LIMIT: Final = 256
+_MAX_REASON_CHARS: Final = 2000
+
+
+class Ledger(Reports):
+    """Progress of every job, in Redis.
+
+    Any number of processes may use it at once. All methods raise LedgerDown while Redis does not answer; repeating a
+    call is always safe. `worker` is a name unique to a process, `<node>#<boot>`, where the node is the GPU's stable
+    name.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        lease_s: float,
+        max_attempts: int,
+        idempotency_expiry_s: int,
+    ) -> None:
+        super().__init__(connection, lease_s=lease_s)
+        self._max_attempts = max_attempts
+        self._idempotency_expiry_s = idempotency_expiry_s
+        self._decode_header = lru_cache(maxsize=256)(decode_header)
+
+    @classmethod
+    def connect(cls, settings: Settings, *, clock: Callable[[], float] | None = None) -> Ledger:
+        """Build a ledger on `settings.redis_url`, without any I/O. `clock` replaces the server's, for tests."""
+        return cls(
+            Connection(settings.redis_url, clock=clock),
+            lease_s=settings.lease_s,
+            max_attempts=settings.max_attempts,
+            idempotency_expiry_s=settings.idempotency_expiry_s,
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connection.redis.close()
+
+    # -- a job comes in, a job goes
+
+    def open(
+        self,
+        job: ExpandedJob,
+        *,
+        idempotency_key: str | None = None,
+        fingerprint: str = "",
+        max_queued_images: int | None = None,
+    ) -> Opened:
+        """Accept a job: all of it or nothing.
+
+        With an `idempotency_key` (per tenant) that was used before for the same `fingerprint` the earlier job is
+        answered. Raises IdempotencyConflict for another fingerprint, QueueFull when the farm would hold more than
+        `max_queued_images`.
+        """
+        header = job.header
+        entries_key = f"{PREFIX}job:{header.id}:entries"
+        encoded = encode_entries(job.entries)
+        # Entries are staged in pieces under a key that expires, so that neither a large job blocks Redis nor a crash
+        # in between leaves anything; the commit makes the job visible in one step.
+        with translate_outage(), self._connection.redis.pipeline(transaction=False) as pipe:
+            while piece := list(islice(encoded, _STAGED_PER_CALL)):
+                pipe.rpush(entries_key, *piece)
+            pipe.expire(entries_key, _STAGING_EXPIRY_S)
+            pipe.execute()
+        outcome, detail = self._connection.run(
+            "open",
+            header.id,
+            encode_header(header, job.entries[0]),
+            header.model,
+            header.tenant,
+            header.priority,
+            header.total,
+            header.num_entries,
+            idempotency_key or "",
+            fingerprint,
+            self._idempotency_expiry_s,
+            "" if max_queued_images is None else max_queued_images,
+        )
+        match outcome:
+            case b"created" | b"replayed":
+                return Opened(id=detail.decode(), created=outcome == b"created")
+            case b"conflict":
+                raise IdempotencyConflict(
+                    f"the Idempotency-Key was used with another body, for job {detail.decode()}",
+                    field="Idempotency-Key",
+                    value=idempotency_key,
+                )
+            case b"full":
+                raise QueueFull(
+                    f"{int(detail):,} images wait already; with this job it would be more than the farm takes "
+                    f"({max_queued_images:,})",
+                    retry_after_s=60,
+                )
+            case _:  # a piece was sent twice or lost with the connection: nothing was kept
+                raise LedgerDown("the connection to Redis broke while the job was written; nothing was kept")
+
+    def cancel(self, job_id: str) -> JobStatus:
+        """Cancel a job; a settled one stays as it is. Its running seats are told through `cancellations`.
+
+        Raises UnknownJob.
+        """
+        if self._connection.run("cancel", job_id) == b"unknown":
+            raise UnknownJob(f"there is no job {job_id!r}", field="id", value=job_id)
+        return self.job(job_id)
+
+    # -- units go out and come back
+
+    def feed(self, model: str, limit: int = 64) -> list[Hint]:
+        """Hand out the next units of `model` in fair order; each must be published to Celery.
+
+        Those given back come first, then priorities, then tenants in turn, then jobs in order. Not more than two
+        units for each live seat wait unclaimed; without a live worker there are none.
+        """
+        return _hints(
+            self._connection.run("feed", model, limit, self.alive_s, *(str(priority) for priority in Priority))
+        )
+
+    def rehint(self, model: str, *, older_than_s: float, limit: int = 64) -> list[Hint]:
+        """Return units handed out more than `older_than_s` ago and claimed by nobody: their messages are lost."""
+        return _hints(self._connection.run("rehint", model, older_than_s, limit))
+
+    def claim(self, hint: Hint, worker: str) -> Unit | None:
+        """Grant `worker` a lease on the unit, or None: drop the message (stored, cancelled, held, or stale)."""
+        header_json, _outcome = self._connection.run(
+            "claim", hint.job, hint.index, hint.attempt, worker, self._lease_s, secrets.token_hex(6)
+        )
+        if header_json is None:
+            return None
+        header, base = self._decode_header(header_json)
+        return unit_of(header, self._entry(header, base, hint.index), index=hint.index, attempt=hint.attempt)
+
+    def renew(self, worker: str, hints: Sequence[Hint]) -> frozenset[Hint]:
+        """Extend the worker's leases; return the units that are not its any more."""
+        if not hints:
+            return frozenset()
+        flat = [part for hint in hints for part in (hint.job, hint.index, hint.attempt)]
+        gone = self._connection.run("renew", worker, self._lease_s, *flat)
+        return frozenset(hints[position - 1] for position in gone)
+
+    def stored(self, hint: Hint, worker: str, *, gpu_s: float, render_s: float) -> bool:
+        """Count an image that lies in the store; False when it was counted before or is not this worker's to count.
+
+        `gpu_s` is its share of device time, `render_s` the time from admission to pixels.
+        """
+        outcome = self._connection.run(
+            "stored",
+            hint.job,
+            hint.index,
+            hint.attempt,
+            worker,
+            node_of(worker),
+            round(gpu_s * 1000),
+            round(render_s * 1000),
+        )
+        return bool(outcome == b"counted")
+
+    def failed(self, hint: Hint, worker: str, reason: str, *, final: bool) -> bool:
+        """Give a unit up with a reason: for good if `final`, else until it has used up its attempts.
+
+        Returns False when the unit was not this worker's any more.
+        """
+        outcome = self._give_back(hint, worker, reason[:_MAX_REASON_CHARS] or "no reason given", final=final)
+        return outcome in (b"again", b"failed")
+
+    def release(self, hint: Hint, worker: str) -> bool:
+        """Give a unit back unfinished, without a strike; False when it was not this worker's any more."""
+        return self._give_back(hint, worker, "", final=False) == b"again"
+
+    def _give_back(self, hint: Hint, worker: str, reason: str, *, final: bool) -> bytes:
+        outcome: bytes = self._connection.run(
+            "give_back", hint.job, hint.index, hint.attempt, worker, reason, self._max_attempts, int(final)
+        )
+        return outcome
+
+    def reap(self) -> int:
+        """Take back units whose lease has expired; return how many."""
+        return self._reap("", "")
+
+    def reap_node(self, node: str, *, keep: str) -> int:
+        """Take back at once all units of the node's earlier processes; `keep` is the present one.
+
+        The caller has proven that they are dead (it owns the GPU's lock).
+        """
+        return self._reap(node, keep)
+
+    def _reap(self, node: str, keep: str) -> int:
+        again, failed = self._connection.run("reap", self._max_attempts, _REAP_LIMIT, node, keep)
+        return int(again) + int(failed)
+
+    # -- workers
+
+    def report(self, report: WorkerReport) -> None:
+        """Note a heartbeat. A worker silent for longer than a lease is taken for dead."""
+        stamped = report.model_copy(update={"seen_at": self._connection.now()})
+        self._connection.run(
+            "report",
+            report.name,
+            report.node,
+            stamped.model_dump_json(),
+            report.max_batch,
+            _FORGET_WORKER_S,
+            *report.models,
+        )
+
+    def forget(self, worker: str) -> None:
+        """Remove a worker that stops in good order."""
+        with translate_outage(), self._connection.redis.pipeline() as pipe:
+            pipe.hdel(f"{PREFIX}workers", worker)
+            pipe.zrem(f"{PREFIX}seen", worker)
+            pipe.srem(f"{PREFIX}holders", worker)
+            pipe.execute()
+
+    def _entry(self, header: Header, base: Entry, index: int) -> Entry:
+        position, _ = locate(header.runs, index)
+        with translate_outage():
+            text = self._connection.redis.lindex(f"{PREFIX}job:{header.id}:entries", position)
+        if text is None:
+            raise UnknownJob(f"job {header.id} has lost its prompt {position}", field="id", value=header.id)
+        return decode_entry(text, base)
+
+
+def node_of(worker: str) -> str:
+    """Return the stable node name within a worker's name."""
+    return worker.partition("#")[0]
+
+
+def _hints(flat: list[bytes]) -> list[Hint]:
+    return [Hint(flat[i].decode(), int(flat[i + 1]), int(flat[i + 2])) for i in range(0, len(flat), 3)]

@@ -1,0 +1,311 @@
+"""What the ledger knows, read without changing it: jobs, images, workers, throughput."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, Final
+
+from farm.errors import UnknownJob
+from farm.expand import locate
+from farm.jobs import Counts, Header, UnitState
+from farm.ledger.codec import STORED_TIMES_BYTES, decode_entry, decode_header
+from farm.ledger.connection import PREFIX, Connection, translate_outage
+from farm.ledger.records import ImageStatus, JobStatus, Rate, Throughput, WorkerReport
+
+_WINDOWS: Final = ((60, 5), (300, 5), (3600, 60))
+"""Windows of the throughput report and the bucket size each is summed from, in seconds."""
+
+_STATUS_FIELDS: Final = (
+    "header",
+    "rendering",
+    "stored",
+    "failed",
+    "retries",
+    "gpu_ms",
+    "cancelled_at",
+    "started_at",
+    "finished_at",
+)
+
+
+class Reports:
+    """The ledger's reads."""
+
+    def __init__(self, connection: Connection, *, lease_s: float) -> None:
+        self._connection = connection
+        self._redis = connection.redis
+        self._lease_s = lease_s
+        self._listener: Any = None
+
+    @property
+    def alive_s(self) -> float:
+        """Seconds after its last heartbeat that a worker is still taken for alive."""
+        return self._lease_s
+
+    def ping(self) -> None:
+        """Raise LedgerDown unless Redis answers."""
+        with translate_outage():
+            self._redis.ping()
+
+    def job(self, job_id: str) -> JobStatus:
+        """Return a job's status; raises UnknownJob."""
+        statuses = self._statuses([job_id])
+        if not statuses:
+            raise UnknownJob(f"there is no job {job_id!r}", field="id", value=job_id)
+        return statuses[0]
+
+    def jobs(self, limit: int = 50, before: str | None = None) -> list[JobStatus]:
+        """Return up to `limit` jobs, newest first, older than job `before` if given."""
+        upper = f"({before}" if before else "+"
+        with translate_outage():
+            ids = self._redis.zrevrangebylex(f"{PREFIX}jobs", upper, "-", 0, limit)
+        return self._statuses(job_id.decode() for job_id in ids)
+
+    def num_jobs(self) -> int:
+        """Return how many jobs the ledger knows."""
+        with translate_outage():
+            return int(self._redis.zcard(f"{PREFIX}jobs"))
+
+    def _statuses(self, ids: Iterable[str]) -> list[JobStatus]:
+        with translate_outage(), self._redis.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hmget(f"{PREFIX}job:{job_id}", *_STATUS_FIELDS)
+            rows = pipe.execute()
+        found = [row for row in rows if row[0] is not None]
+        if not found:
+            return []
+        now = self._connection.now()
+        return [self._status(row, now) for row in found]
+
+    def _status(self, row: list[Any], now: float) -> JobStatus:
+        header, _ = decode_header(row[0])
+        rendering, stored, failed, retries, gpu_ms = (int(value) for value in row[1:6])
+        cancelled_at, started_at, finished_at = (None if value is None else float(value) for value in row[6:9])
+        unsettled = header.total - stored - failed
+        is_cancelled = cancelled_at is not None
+        counts = Counts(
+            total=header.total,
+            queued=0 if is_cancelled else unsettled - rendering,
+            rendering=0 if is_cancelled else rendering,
+            stored=stored,
+            failed=failed,
+            cancelled=unsettled if is_cancelled else 0,
+        )
+        rate: float | None = None
+        if started_at is not None and stored:
+            rate = stored / max((finished_at or now) - started_at, 1e-3)
+        eta_s: float | None
+        if finished_at is not None:
+            eta_s = 0.0
+        elif rate is not None:
+            eta_s = unsettled / rate
+        else:
+            eta_s = self._eta_behind_backlog(header)
+        return JobStatus(
+            header=header,
+            counts=counts,
+            cancelled=is_cancelled,
+            started_at=started_at,
+            finished_at=finished_at,
+            gpu_s=gpu_ms / 1000,
+            retries=retries,
+            images_per_s=rate,
+            eta_s=eta_s,
+        )
+
+    def _eta_behind_backlog(self, header: Header) -> float | None:
+        """Bound the wait of a job that has no pace of its own: all that its model has queued, at the model's pace."""
+        rates = self.throughput().by_model.get(header.model)
+        if not rates or not rates[0].images_per_s:
+            return None
+        with translate_outage():
+            queued = int(self._redis.hget(f"{PREFIX}queued", header.model) or 0)
+            handed = int(self._redis.zcard(f"{PREFIX}handed:{header.model}"))
+        return (queued + handed) / rates[0].images_per_s
+
+    def image(self, job_id: str, index: int) -> ImageStatus:
+        """Return one image's status; raises UnknownJob when the job has no such image either."""
+        images = self.images(job_id, offset=index, limit=1) if index >= 0 else []
+        if not images:
+            raise UnknownJob(f"job {job_id!r} has no image {index}", field="index", value=index)
+        return images[0]
+
+    def images(self, job_id: str, *, offset: int = 0, limit: int = 100) -> list[ImageStatus]:
+        """Return the status of images `offset` to `offset + limit - 1`; raises UnknownJob."""
+        key = f"{PREFIX}job:{job_id}"
+        with translate_outage():
+            header_json, cancelled_at = self._redis.hmget(key, "header", "cancelled_at")
+        if header_json is None:
+            raise UnknownJob(f"there is no job {job_id!r}", field="id", value=job_id)
+        header, base = decode_header(header_json)
+        indices = range(offset, min(offset + limit, header.total))
+        if not indices:
+            return []
+        first_entry, last_entry = (locate(header.runs, i)[0] for i in (indices[0], indices[-1]))
+        width = STORED_TIMES_BYTES
+        with translate_outage(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.lrange(f"{key}:entries", first_entry, last_entry)
+            pipe.getrange(f"{key}:stored", indices[0] // 8, indices[-1] // 8)
+            pipe.getrange(f"{key}:times", indices[0] * width, (indices[-1] + 1) * width - 1)
+            pipe.hmget(f"{key}:failed", *indices)
+            pipe.hmget(f"{key}:tries", *indices)
+            pipe.hmget(f"{PREFIX}flight", *(f"{job_id}:{i}" for i in indices))
+            entry_texts, bits, times, failures, tries, flights = pipe.execute()
+        entries = [decode_entry(text, base) for text in entry_texts]
+        images = []
+        for at, index in enumerate(indices):
+            position, image = locate(header.runs, index)
+            entry = entries[position - first_entry]
+            tried = json.loads(tries[at]) if tries[at] else {}
+            stored = _bit(bits, index - indices[0] // 8 * 8)
+            leased = flights[at] is not None and not flights[at].endswith(b"||")
+            state = _unit_state(
+                stored=stored,
+                failed=failures[at] is not None,
+                cancelled=cancelled_at is not None,
+                leased=leased,
+            )
+            stored_ds, render_ms, gpu_ms = _times(times[at * width : (at + 1) * width]) if stored else (0, 0, 0)
+            images.append(
+                ImageStatus(
+                    index=index,
+                    prompt_index=position,
+                    prompt=entry.prompt,
+                    seed=entry.seed + image,
+                    state=state,
+                    attempts=_attempts(tried, state),
+                    stored_at=header.created_at + stored_ds / 10 if stored else None,
+                    render_s=render_ms / 1000 if stored else None,
+                    gpu_s=gpu_ms / 1000 if stored else None,
+                    error=failures[at].decode() if failures[at] else None,
+                    history=tuple(tried.get("history", ())),
+                )
+            )
+        return images
+
+    def workers(self) -> list[WorkerReport]:
+        """Return the last reports of the workers that are alive, by name."""
+        with translate_outage():
+            reports = [WorkerReport.model_validate_json(text) for text in self._redis.hvals(f"{PREFIX}workers")]
+        alive_since = self._connection.now() - self.alive_s
+        return sorted((report for report in reports if report.seen_at >= alive_since), key=lambda r: r.name)
+
+    def images_by_model(self) -> dict[str, int]:
+        """Return how many images of each model have been stored since the ledger began."""
+        return self._counts_by_model("images")
+
+    def queued_by_model(self) -> dict[str, int]:
+        """Return how many images of each model wait for a worker."""
+        queued = self._counts_by_model("queued")
+        with translate_outage(), self._redis.pipeline(transaction=False) as pipe:
+            for model in queued:
+                pipe.zcard(f"{PREFIX}handed:{model}")
+            handed = pipe.execute()
+        return {model: count + unclaimed for (model, count), unclaimed in zip(queued.items(), handed, strict=True)}
+
+    def _counts_by_model(self, key: str) -> dict[str, int]:
+        with translate_outage():
+            return {model.decode(): int(count) for model, count in self._redis.hgetall(f"{PREFIX}{key}").items()}
+
+    def throughput(self) -> Throughput:
+        """Return what was done within the last minute, five minutes and hour."""
+        now = self._connection.now()
+        with translate_outage(), self._redis.pipeline(transaction=False) as pipe:
+            for window_s, bucket_s in _WINDOWS:
+                last = int(now // bucket_s)
+                for bucket in range(last - window_s // bucket_s + 1, last + 1):
+                    pipe.hgetall(f"{PREFIX}rate:{bucket_s}:{bucket}")
+            pipe.zcard(f"{PREFIX}leases")
+            *buckets, rendering = pipe.execute()
+        sums = []
+        for window_s, bucket_s in _WINDOWS:
+            num_buckets = window_s // bucket_s
+            sums.append(_sum_buckets(buckets[:num_buckets]))
+            del buckets[:num_buckets]
+
+        def rates(who: tuple[str, str]) -> tuple[Rate, ...]:
+            return tuple(_rate(window_s, done.get(who, {})) for (window_s, _), done in zip(_WINDOWS, sums, strict=True))
+
+        names = sorted(set().union(*sums))
+        return Throughput(
+            total=rates(("total", "")),
+            by_model={name: rates((kind, name)) for kind, name in names if kind == "m"},
+            by_worker={name: rates((kind, name)) for kind, name in names if kind == "w"},
+            queued_images=sum(self.queued_by_model().values()),
+            rendering_images=int(rendering),
+        )
+
+    def cancellations(self, timeout_s: float) -> list[str]:
+        """Wait up to `timeout_s` for jobs to be cancelled; return their ids, none on a quiet wait.
+
+        Messages sent while nobody waits are lost: `renew` tells the same a little later.
+        """
+        with translate_outage():
+            if self._listener is None:
+                listener = self._redis.pubsub(ignore_subscribe_messages=True)
+                listener.subscribe(f"{PREFIX}cancelled")
+                self._listener = listener
+            ids = []
+            message = self._listener.get_message(timeout=timeout_s)
+            while message is not None:
+                ids.append(message["data"].decode())
+                message = self._listener.get_message(timeout=0)
+        return ids
+
+
+def _sum_buckets(buckets: list[dict[bytes, bytes]]) -> dict[tuple[str, str], dict[str, int]]:
+    """Sum buckets by (kind, name); images of the farm are its models', steps its workers'."""
+    sums: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for bucket in buckets:
+        for label, amount in bucket.items():
+            kind, name, what = label.decode().split("|")
+            sums[kind, name][what] += int(amount)
+            if (kind == "m") == (what in ("images", "gpu_ms")):
+                sums["total", ""][what] += int(amount)
+    return sums
+
+
+def _rate(window_s: int, sums: dict[str, int]) -> Rate:
+    images, gpu_s, steps = sums.get("images", 0), sums.get("gpu_ms", 0) / 1000, sums.get("steps", 0)
+    return Rate(
+        window_s=window_s,
+        images=images,
+        images_per_s=images / window_s,
+        gpu_s=gpu_s,
+        gpu_s_per_image=gpu_s / images if images else None,
+        mean_seat_occupancy=sums.get("seat_steps", 0) / steps if steps else None,
+    )
+
+
+def _bit(bits: bytes, position: int) -> bool:
+    byte = position // 8
+    return byte < len(bits) and bool(bits[byte] >> (7 - position % 8) & 1)
+
+
+def _times(record: bytes) -> tuple[int, int, int]:
+    """Return (tenths of seconds since the job's creation, render ms, GPU ms)."""
+    return (
+        struct.unpack(">I", record[:4])[0],
+        int.from_bytes(record[4:7], "big"),
+        int.from_bytes(record[7:10], "big"),
+    )
+
+
+def _unit_state(*, stored: bool, failed: bool, cancelled: bool, leased: bool) -> UnitState:
+    if stored:
+        return UnitState.STORED
+    if failed:
+        return UnitState.FAILED
+    if cancelled:
+        return UnitState.CANCELLED
+    return UnitState.RENDERING if leased else UnitState.QUEUED
+
+
+def _attempts(tried: dict[str, Any], state: UnitState) -> int:
+    """Return how often a unit was handed out: its fencing number, less the hand-out it still waits for."""
+    attempt = int(tried.get("attempt", 1))
+    waits = state in (UnitState.QUEUED, UnitState.CANCELLED, UnitState.FAILED)
+    return attempt - 1 if waits and (tried or state is not UnitState.FAILED) else attempt

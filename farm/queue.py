@@ -1,0 +1,150 @@
+"""The Celery app and all its settings; how units become messages. It decides nothing: a message is a hint.
+
+The ledger is the truth, so a message that is lost, doubled or late costs time and never work. That is why
+nothing here tries to make Celery's delivery exact: no result backend, no retries by Celery, and no messages put
+back when a connection closes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from celery import Celery
+from kombu import Exchange, Queue
+from kombu.exceptions import KombuError, OperationalError
+from kombu.transport import redis as kombu_redis
+
+from farm.errors import LedgerDown
+from farm.jobs import Hint
+from farm.settings import Settings
+
+RENDER_TASK: Final = "farm.render"
+"""Name of the one task. Its arguments are a Hint's fields: job, index, attempt."""
+
+_QUEUE_PREFIX: Final = "render."
+
+
+class _Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu ships no types
+    """A Redis channel that does not put unacknowledged messages back when it closes.
+
+    Putting them back runs every unit in progress a second time after one dropped connection, and in kombu 5.7.0
+    it can end the worker: by then the connection has forgotten its address ("'NoneType' object has no attribute
+    'hostname'"). What was in progress is in the ledger; the messages themselves come back after the visibility
+    timeout, to be dropped. Keys are all kombu's own doing, so prefixes and priorities stay as it writes them.
+    """
+
+    do_restore = False
+
+    class QoS(kombu_redis.QoS):  # type: ignore[misc]
+        """Acknowledges on open channels only."""
+
+        def ack(self, delivery_tag: str) -> None:
+            """Acknowledge, unless the channel is gone: then its message is dropped by a later claim."""
+            if not self.channel.closed:
+                super().ack(delivery_tag)
+
+
+class FarmTransport(kombu_redis.Transport):  # type: ignore[misc]
+    """kombu's Redis transport with our channel."""
+
+    Channel = _Channel
+
+
+def queue_for(model: str) -> str:
+    """Return the name of the queue that carries the units of `model`."""
+    return f"{_QUEUE_PREFIX}{model}"
+
+
+def make_celery(settings: Settings) -> Celery:
+    """Build the Celery app. Connects to nothing.
+
+    Most settings stand here because their defaults were measured to lose, double or delay units.
+    """
+    app = Celery("farm", broker=settings.redis_url, set_as_current=False)
+    app.conf.update(
+        broker_transport=FarmTransport,
+        broker_transport_options={
+            "visibility_timeout": 3600,  # of messages; leases, not this, bring work back
+            "socket_timeout": 10,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 5,  # a connection that died silently is noticed within this
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            "priority_steps": [0],  # the ledger orders by priority; one Redis list per model
+            "max_retries": 1,  # of publishers: who publishes has a better plan than to wait
+            "interval_start": 0,
+        },
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # a worker outlives any outage of Redis
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        task_publish_retry=False,  # the ledger hints again
+        worker_prefetch_multiplier=1,
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # the engine goes on; the ledger settles
+        worker_enable_prefetch_count_reduction=False,
+        worker_soft_shutdown_timeout=0,
+        worker_enable_remote_control=False,  # workers report to the ledger; one connection fewer
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+    )
+    return app
+
+
+def queues(models: Iterable[str]) -> list[Queue]:
+    """Return the queues of `models`, for a worker to read."""
+    return [_queue(queue_for(model)) for model in models]
+
+
+def publish(app: Celery, hints: Sequence[tuple[str, Hint]]) -> None:
+    """Send one message per (model, hint), in order, in as few round trips as the transport allows.
+
+    Raises LedgerDown when Redis does not answer; which of the messages were sent is then unknown, and the ledger
+    hints again those that were not.
+    """
+    if not hints:
+        return
+    try:
+        with app.producer_pool.acquire(block=True) as producer, producer.batch():
+            for model, hint in hints:
+                app.send_task(
+                    RENDER_TASK,
+                    args=list(hint),
+                    queue=_queue(queue_for(model)),
+                    producer=producer,
+                    ignore_result=True,
+                )
+    except _broker_errors(app) as error:
+        raise LedgerDown(f"hints could not be sent: {error}") from error
+
+
+def queue_length(app: Celery, model: str) -> int:
+    """Return how many messages of `model` no worker has read yet.
+
+    Raises LedgerDown when Redis does not answer.
+    """
+    try:
+        with app.pool.acquire(block=True) as connection:
+            # Not queue_declare(passive=True): that raises for a queue that is merely empty.
+            return int(connection.default_channel._size(queue_for(model)))  # noqa: SLF001
+    except _broker_errors(app) as error:
+        raise LedgerDown(f"the length of {queue_for(model)} could not be read: {error}") from error
+
+
+def _queue(name: str) -> Queue:
+    return Queue(name, Exchange(name, type="direct"), routing_key=name)
+
+
+def _broker_errors(app: Celery) -> tuple[type[BaseException], ...]:
+    """Return what kombu raises when the broker is away: redis-py's errors as they are, and its own."""
+    connection: Any = app.connection_for_write()
+    return (
+        OperationalError,
+        KombuError,
+        *connection.connection_errors,
+        *connection.channel_errors,
+    )
