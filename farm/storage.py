@@ -1,5 +1,197 @@
 """Images in S3: where each one lies, how it gets there, how a client reaches it. The only file that knows boto3.
 
-Any S3-compatible endpoint will do. A key follows from job and index alone, so rendering a unit twice writes the same
-object twice. Which images exist is the ledger's business.
+Any S3-compatible endpoint will do. A key follows from job and index alone, so rendering a unit twice writes the
+same object twice. Which images exist is the ledger's business.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Literal
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+from farm.errors import Fatal, StorageDown
+from farm.settings import Settings
+
+ImageFormat = Literal["png", "jpeg", "webp"]
+
+CONTENT_TYPES: Final[dict[ImageFormat, str]] = {
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+}
+_EXTENSIONS: Final[dict[ImageFormat, str]] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+
+_MISSING: Final = frozenset({"404", "NoSuchKey", "NoSuchBucket", "NotFound"})
+_OURS_ALREADY: Final = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
+_REFUSED: Final = frozenset(
+    {
+        "401",
+        "403",
+        "AccessDenied",
+        "AuthorizationHeaderMalformed",
+        "ExpiredToken",
+        "Forbidden",
+        "InvalidAccessKeyId",
+        "InvalidToken",
+        "SignatureDoesNotMatch",
+    }
+)
+
+
+def object_key(job: str, index: int, image_format: ImageFormat) -> str:
+    """Return the key of image `index` of `job`: `jobs/<job>/<index, 7 digits>.<extension>`."""
+    return f"jobs/{job}/{index:07d}.{_EXTENSIONS[image_format]}"
+
+
+class NoSuchObject(Fatal):
+    """Nothing lies under this key."""
+
+
+class Store:
+    """One bucket. Safe to share between threads; every method but `connect` and `presigned_url` talks to S3.
+
+    All raise StorageDown when the endpoint does not answer or answers with an error of its own, and Fatal when it
+    refuses the credentials: waiting does not mend those.
+    """
+
+    def __init__(self, client: Any, signer: Any, *, bucket: str, url_expiry_s: int) -> None:
+        self._client = client
+        self._signer = signer
+        self._bucket = bucket
+        self._url_expiry_s = url_expiry_s
+
+    @classmethod
+    def connect(cls, settings: Settings) -> Store:
+        """Build a store from `settings`. No I/O.
+
+        Without `s3_access_key`, boto3 looks for credentials in its usual places (environment, files, instance).
+        """
+        client = _client(settings, settings.s3_endpoint)
+        # A client signs for the host it speaks to, so URLs for the outside need a client of their own.
+        public = settings.s3_public_endpoint
+        signer = _client(settings, public) if public else client
+        return cls(client, signer, bucket=settings.s3_bucket, url_expiry_s=settings.url_expiry_s)
+
+    def ensure_bucket(self) -> None:
+        """Create the bucket unless it is there; whoever else does so at the same moment is welcome."""
+        with _translated(f"bucket {self._bucket!r}"):
+            try:
+                self._client.head_bucket(Bucket=self._bucket)
+            except ClientError as error:
+                if _code(error) not in _MISSING:
+                    raise
+            else:
+                return
+            try:
+                self._client.create_bucket(Bucket=self._bucket, **self._location())
+            except ClientError as error:
+                if _code(error) not in _OURS_ALREADY:
+                    raise
+
+    def ready(self) -> None:
+        """Return when the endpoint answers and the bucket is there; raise StorageDown or Fatal otherwise."""
+        with _translated(f"bucket {self._bucket!r}"):
+            self._client.head_bucket(Bucket=self._bucket)
+
+    def put(self, key: str, data: bytes, content_type: str) -> None:
+        """Write an object, replacing what lies there."""
+        with _translated(key):
+            self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ContentType=content_type)
+
+    def get(self, key: str) -> bytes:
+        """Return an object's bytes; raises NoSuchObject when there is none."""
+        with _translated(key):
+            try:
+                body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
+            except self._client.exceptions.NoSuchKey as error:
+                raise NoSuchObject(f"the storage has nothing under {key}") from error
+            with body:
+                return bytes(body.read())
+
+    def exists(self, key: str) -> bool:
+        """Tell whether an object lies under `key`."""
+        with _translated(key):
+            try:
+                self._client.head_object(Bucket=self._bucket, Key=key)
+            except ClientError as error:
+                if _code(error) not in _MISSING:
+                    raise
+                return False
+            return True
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Yield the keys that start with `prefix`, in order."""
+        with _translated(f"keys under {prefix!r}"):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
+            for page in pages:
+                yield from (item["Key"] for item in page.get("Contents", ()))
+
+    def presigned_url(self, key: str) -> str:
+        """Return a URL by which anybody may GET the object for `url_expiry_s` seconds.
+
+        Its host is the public endpoint's, if one is set. No I/O: the object need not exist yet.
+        """
+        with _translated(key):
+            return str(
+                self._signer.generate_presigned_url(
+                    "get_object",
+                    Params={"Bucket": self._bucket, "Key": key},
+                    ExpiresIn=self._url_expiry_s,
+                )
+            )
+
+    def _location(self) -> dict[str, Any]:
+        """Name the region where AWS wants it named: everywhere but in its first."""
+        region = self._client.meta.region_name
+        return {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+
+
+def _client(settings: Settings, endpoint: str | None) -> Any:
+    # A session of our own: boto3's default one is not safe to use from several threads.
+    session = boto3.session.Session(
+        aws_access_key_id=settings.s3_access_key,
+        aws_secret_access_key=settings.s3_secret_key,
+        region_name=settings.s3_region,
+    )
+    return session.client(
+        "s3",
+        endpoint_url=endpoint,
+        config=Config(
+            signature_version="s3v4",
+            connect_timeout=3,
+            read_timeout=20,
+            # Short: whoever calls keeps the image and its lease, and tries again in its own rhythm.
+            retries={"mode": "standard", "total_max_attempts": 2},
+            # Buckets as host names need DNS that only AWS has.
+            s3={"addressing_style": "path" if endpoint else "auto"},
+            # Checksum trailers are an AWS novelty that other servers refuse or store with the object.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            max_pool_connections=32,
+        ),
+    )
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Turn boto's errors into the farm's."""
+    try:
+        yield
+    except ClientError as error:
+        code = _code(error)
+        if code in _REFUSED:
+            raise Fatal(f"the storage refuses our credentials for {what}: {error}") from error
+        raise StorageDown(f"the storage failed on {what}: {error}") from error
+    except NoCredentialsError as error:
+        raise Fatal("no S3 credentials: set FARM_S3_ACCESS_KEY and FARM_S3_SECRET_KEY") from error
+    except BotoCoreError as error:
+        raise StorageDown(f"the storage does not answer for {what}: {error}") from error
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))

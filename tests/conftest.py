@@ -1,0 +1,47 @@
+"""Fixtures shared by all tests: real servers, started once and handed out clean."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import pytest
+
+from servers import Seaweed, Valkey, seaweed, valkey
+
+_bucket_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch):
+    """Keep the developer's own FARM_* variables and AWS credentials out of tests."""
+    for name in list(os.environ):
+        if name.startswith(("FARM_", "AWS_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Valkey:
+    """One Valkey for the whole run; use `redis_url`, which empties it first."""
+    with valkey() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(valkey_server) -> str:
+    """Return the URL of an empty Redis."""
+    valkey_server.flush()
+    return valkey_server.url
+
+
+@pytest.fixture(scope="session")
+def seaweed_server() -> Seaweed:
+    """One S3 server for the whole run; use `s3`, whose bucket is new."""
+    with seaweed() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(seaweed_server) -> dict[str, str]:
+    """Return settings, by name, of an S3 endpoint and a bucket that does not exist yet."""
+    return {**seaweed_server.credentials, "s3_bucket": f"farm-test-{next(_bucket_numbers)}"}
