@@ -1,0 +1,196 @@
+"""The farm's HTTP API as the command line sees it: JSON in, JSON out, problems told readably.
+
+Answers stay plain JSON objects: the API owns their shape, and fields it gains need no release of the command line.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+import httpx
+
+from cli.exits import CliError, Exit
+
+DEFAULT_API: Final = "http://127.0.0.1:8080"
+FINAL_STATES: Final = frozenset({"done", "failed", "cancelled"})
+PAGE: Final = 200
+
+_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+_MAX_SHOWN_CHOICES: Final = 24
+_MAX_SHOWN_VALUE: Final = 80
+
+Json = dict[str, Any]
+
+
+class NoFarm(CliError):
+    """Nothing answers at the URL."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"no farm at {url}: start one with `farm up`", code=Exit.NO_FARM)
+
+
+class NotNow(CliError):
+    """The farm answers, but cannot serve this now (5xx); it may soon."""
+
+
+class FarmClient:
+    """A connection to one farm. Requests that change nothing twice are tried again when the farm restarts."""
+
+    def __init__(self, url: str, *, patience_s: float = 5.0) -> None:
+        self.url = url.rstrip("/")
+        if urlsplit(self.url).scheme not in {"http", "https"}:
+            raise CliError(f"{url!r} is no URL of an API; an example: {DEFAULT_API}", code=Exit.USAGE)
+        self._patience_s = patience_s
+        self._http = httpx.Client(base_url=self.url, timeout=30.0, trust_env=trusts_proxies(self.url))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def submit(self, body: Mapping[str, Any]) -> Json:
+        """POST a job. Sent with an Idempotency-Key, so a repeat after a lost answer opens no second job."""
+        return self._ask("POST", "/v1/jobs", json=body, headers={"Idempotency-Key": uuid.uuid4().hex})
+
+    def job(self, job_id: str) -> Json:
+        """Return a job as it stands."""
+        return self._ask("GET", f"/v1/jobs/{job_id}")
+
+    def jobs(self, *, limit: int) -> list[Json]:
+        """Return the latest jobs, newest first."""
+        return items(self._ask("GET", "/v1/jobs", params={"limit": limit}))
+
+    def images(self, job_id: str, *, offset: int = 0, limit: int = PAGE) -> Json:
+        """Return one page of a job's images."""
+        return self._ask("GET", f"/v1/jobs/{job_id}/images", params={"offset": offset, "limit": limit})
+
+    def all_images(self, job_id: str) -> Iterator[Json]:
+        """Walk over all images of a job; their URLs are as fresh as the page."""
+        offset = 0
+        while True:
+            page = self.images(job_id, offset=offset)
+            found = items(page)
+            yield from found
+            if not found or page.get("next") is None:
+                return
+            offset += len(found)
+
+    def cancel(self, job_id: str) -> Json:
+        """Cancel a job; returns it as it stands then."""
+        return self._ask("DELETE", f"/v1/jobs/{job_id}")
+
+    def throughput(self) -> Json:
+        """Return the farm's rates."""
+        return self._ask("GET", "/v1/throughput")
+
+    def models(self) -> list[Json]:
+        """Return the catalog."""
+        return items(self._ask("GET", "/v1/models"))
+
+    def workers(self) -> list[Json]:
+        """Return the workers that reported lately."""
+        return items(self._ask("GET", "/v1/workers"))
+
+    def is_ready(self) -> bool:
+        """Whether the API and what it stands on answer."""
+        try:
+            return self._http.get("/readyz", timeout=2.0).status_code == httpx.codes.OK
+        except httpx.HTTPError:
+            return False
+
+    def _ask(self, method: str, path: str, **request: Any) -> Json:
+        deadline = time.monotonic() + self._patience_s
+        wait_s = 0.2
+        while True:
+            try:
+                response = self._http.request(method, path, **request)
+            except httpx.ConnectError as error:
+                raise NoFarm(self.url) from error
+            except httpx.HTTPError as error:
+                failure = NotNow(f"{self.url} does not answer: {error or type(error).__name__}")
+            else:
+                if response.is_success:
+                    return read_json(response)
+                problem = describe_problem(response)
+                if response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
+                    raise CliError(problem, code=Exit.REFUSED)
+                failure = NotNow(problem)
+                wait_s = max(wait_s, retry_after_s(response))
+            if time.monotonic() + wait_s > deadline:
+                raise failure
+            time.sleep(wait_s)
+            wait_s *= 2
+
+
+def trusts_proxies(url: str) -> bool:
+    """Whether proxy variables of the environment apply: never on this machine."""
+    return urlsplit(url).hostname not in _LOOPBACK
+
+
+def unix_s(moment: str) -> float:
+    """Return the Unix time of a moment as the API writes it (RFC 3339)."""
+    return datetime.fromisoformat(moment).timestamp()
+
+
+def total_of(job: Mapping[str, Any]) -> int:
+    """Return the number of images of a job."""
+    return int(job.get("total") or (job.get("counts") or {}).get("total") or 0)
+
+
+def items(answer: Json) -> list[Json]:
+    """Return the list within a list answer."""
+    found = answer.get("data", [])
+    return found if isinstance(found, list) else []
+
+
+def read_json(response: httpx.Response) -> Json:
+    """Return the JSON object of an answer, which may be empty."""
+    if not response.content:
+        return {}
+    try:
+        document = response.json()
+    except ValueError as error:
+        raise CliError(f"{response.url} answers, but not like a farm (no JSON)", code=Exit.NO_FARM) from error
+    return document if isinstance(document, dict) else {"data": document}
+
+
+def retry_after_s(response: httpx.Response) -> float:
+    """Return the seconds the API asks us to wait, or 0."""
+    try:
+        return float(response.headers.get("Retry-After", 0))
+    except ValueError:
+        return 0.0
+
+
+def describe_problem(response: httpx.Response) -> str:
+    """Turn an RFC 9457 answer into lines: what is wrong, then field by field what was given and what would do."""
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = None
+    if not isinstance(problem, dict) or not (problem.get("title") or problem.get("detail")):
+        return f"the API answered {response.status_code} {response.reason_phrase}"
+    errors = [error for error in problem.get("errors") or [] if isinstance(error, dict)]
+    detail = problem.get("detail") or problem["title"]
+    lines = [str(detail)] if not any(error.get("message") == detail for error in errors) else []
+    lines += [describe_error(error) for error in errors]
+    return "\n".join(lines)
+
+
+def describe_error(error: Mapping[str, Any]) -> str:
+    """Turn one entry of a problem's `errors` into a line."""
+    line = f"{error['field']}: {error.get('message', 'refused')}" if error.get("field") else str(error.get("message"))
+    if error.get("value") is not None:
+        value = repr(error["value"])
+        line += f" (given: {value if len(value) <= _MAX_SHOWN_VALUE else value[:_MAX_SHOWN_VALUE] + '…'})"
+    choices = [str(choice) for choice in error.get("choices") or []]
+    if choices:
+        more = len(choices) - _MAX_SHOWN_CHOICES
+        line += "\n  choices: " + ", ".join(choices[:_MAX_SHOWN_CHOICES]) + (f" and {more} more" if more > 0 else "")
+    return line

@@ -1,0 +1,214 @@
+"""The `farm` command: its subcommands and their options, nothing else. Each hands over to a file of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli import promptfiles, show, watch
+from cli.client import DEFAULT_API, FarmClient
+from cli.download import download as download_images
+from cli.exits import CliError, Exit
+from cli.processes import child_env, python_module
+from cli.submit import follow, tell_download
+from cli.submit import submit as submit_job
+
+app = typer.Typer(
+    help="A batch rendering farm for Stable Diffusion.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Api = Annotated[str, typer.Option("--api", envvar="FARM_API", metavar="URL", help="Where the farm's API is.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
+
+
+class OutputFormat(StrEnum):
+    """File formats of images."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+
+class PriorityName(StrEnum):
+    """Who is served first."""
+
+    INTERACTIVE = "interactive"
+    NORMAL = "normal"
+    BULK = "bulk"
+
+
+class ReproducibilityName(StrEnum):
+    """How far the same request gives the same image."""
+
+    FAST = "fast"
+    INVARIANT = "invariant"
+
+
+@app.command()
+def up(
+    *,
+    host: Annotated[str, typer.Option(help="Address the API listens on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port of the API.")] = 8080,
+    data: Annotated[Path, typer.Option(help="Folder for everything the farm keeps.", metavar="DIR")] = Path("data"),
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Workers on the CPU; with GPUs it is one for each.")
+    ] = None,
+    until_eof: Annotated[bool, typer.Option("--until-eof", hidden=True, help="Stop when standard input ends.")] = False,
+) -> None:
+    """Start a whole farm on this machine: queue, storage, API and workers. Ctrl-C stops it."""
+    from cli.up import UpOptions, run_up  # noqa: PLC0415  the servers' wheels are an extra
+
+    run_up(UpOptions(host=host, port=port, data=data, workers=workers, until_eof=until_eof))
+
+
+@app.command()
+def submit(
+    *,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FILE", help="Prompts: text, JSON Lines or a JSON job body; - is standard input."),
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; may be repeated.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="A model; see farm models.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", "-s", help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", "-g", help="Guidance scale.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Sampler, such as dpmpp_2m or euler.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Image i of a prompt has seed + i.")] = None,
+    num: Annotated[int | None, typer.Option("--num", "-n", help="Images per prompt.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    negative: Annotated[str | None, typer.Option(help="What should not be in the pictures.")] = None,
+    priority: Annotated[PriorityName | None, typer.Option(help="Who is served first.")] = None,
+    reproducibility: Annotated[
+        ReproducibilityName | None, typer.Option(help="invariant: the same bytes whatever else is rendered.")
+    ] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Yours to set; may be repeated.")] = None,
+    output: Annotated[OutputFormat | None, typer.Option(help="File format.")] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the job to its end.")] = True,
+    folder: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Bring the images here.")] = None,
+    api: Api = DEFAULT_API,
+) -> None:
+    """Submit a batch of prompts, and watch it being rendered. Ctrl-C leaves; the job goes on."""
+    if folder is not None and not wait:
+        raise CliError("-o needs the job's end: leave out --no-wait, or run farm download later", code=Exit.USAGE)
+    options: dict[str, Any] = {
+        "model": model,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "scheduler": scheduler,
+        "seed": seed,
+        "num_images_per_prompt": num,
+        "width": width,
+        "height": height,
+        "negative_prompt": negative,
+        "priority": priority,
+        "reproducibility": reproducibility,
+        "labels": promptfiles.parse_labels(label or []),
+        "output": None if output is None else {"format": output},
+    }
+    body = promptfiles.build_body(files or [], prompt or [], options)
+    with FarmClient(api) as client:
+        raise typer.Exit(submit_job(client, body, wait=wait, folder=folder))
+
+
+@app.command()
+def status(
+    job: Annotated[str | None, typer.Argument(metavar="JOB", help="A job's id; without one, the whole farm.")] = None,
+    *,
+    limit: Annotated[int, typer.Option("--limit", "-l", min=1, max=100, help="Jobs to list.")] = 10,
+    api: Api = DEFAULT_API,
+) -> None:
+    """Show the farm (jobs, workers, throughput), or one job."""
+    with FarmClient(api) as client:
+        if job is not None:
+            found = client.job(job)
+            show.console.print(show.job_table(found))
+            if found["counts"]["failed"]:
+                watch.report(client, found)
+            return
+        jobs, workers, throughput = client.jobs(limit=limit), client.workers(), client.throughput()
+    for title, rows, table in (
+        ("no jobs yet", jobs, show.jobs_table(jobs)),
+        ("no worker reports", workers, show.workers_table(workers)),
+        ("", [throughput], show.rates_table(throughput)),
+    ):
+        show.console.print(table if rows else f"[dim]{title}[/]")
+        show.console.print()
+    queued, rendering = throughput.get("queued_images", 0), throughput.get("rendering_images", 0)
+    show.console.print(f"{queued} images queued, {rendering} rendering")
+
+
+@app.command(name="watch")
+def watch_job(
+    job: JobId,
+    *,
+    folder: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Bring the images here.")] = None,
+    api: Api = DEFAULT_API,
+) -> None:
+    """Follow a job to its end. Ctrl-C leaves; the job goes on."""
+    with FarmClient(api) as client:
+        raise typer.Exit(follow(client, client.job(job), folder=folder))
+
+
+@app.command()
+def cancel(job: JobId, *, api: Api = DEFAULT_API) -> None:
+    """Cancel a job; images that are stored stay."""
+    with FarmClient(api) as client:
+        client.cancel(job)
+        show.console.print(show.job_table(client.job(job)))
+
+
+@app.command()
+def download(
+    job: JobId,
+    *,
+    folder: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where to.")],
+    api: Api = DEFAULT_API,
+) -> None:
+    """Bring a job's images into a folder; what is there already is skipped."""
+    with FarmClient(api) as client:
+        raise typer.Exit(tell_download(download_images(client, job, folder), folder))
+
+
+@app.command()
+def models(*, api: Api = DEFAULT_API) -> None:
+    """List the models the farm offers."""
+    with FarmClient(api) as client:
+        show.console.print(show.models_table(client.models()))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def worker(context: typer.Context) -> None:
+    """Run the workers of this machine for a farm elsewhere (FARM_REDIS_URL and FARM_S3_… say where)."""
+    command = python_module("worker.launcher", *context.args)
+    os.execve(command[0], command, child_env())  # noqa: S606  it takes our place, so signals reach it directly
+
+
+@app.command()
+def demo() -> None:
+    """Render a set of prompts on a farm of its own, into out/demo/, and stop it again."""
+    from cli.demo import run_demo  # noqa: PLC0415  as in up
+
+    run_demo()
+
+
+def main() -> None:
+    """Run the command line; errors become one message and an exit code."""
+    try:
+        app()
+    except CliError as error:
+        show.fail(str(error))
+        sys.exit(error.code)
+
+
+if __name__ == "__main__":
+    main()

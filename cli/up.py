@@ -1,0 +1,280 @@
+"""`farm up`: a whole farm on one machine, from nothing to a clean stop.
+
+Owns the order: lock the data folder, servers, API and workers, the banner, watch, stop in reverse. What it keeps lies
+under the data folder; `farm.json` in it says where a running farm is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final, Self
+
+import httpx
+
+from cli import embedded
+from cli.client import FarmClient, items, unix_s
+from cli.exits import CliError, Exit
+from cli.processes import ChildDied, Spec, Supervisor, child_env, python_module, tail
+from cli.show import Stages, banner, note
+
+STATE_FILE: Final = "farm.json"
+LOCK_FILE: Final = "farm.lock"
+
+_SERVERS_READY_S: Final = 60.0
+_API_READY_S: Final = 120.0
+_WORKER_READY_S: Final = 300.0
+_LOCK_WAIT_S: Final = 40.0
+_TICK_S: Final = 0.1
+
+
+@dataclass(frozen=True)
+class UpOptions:
+    """What `farm up` was asked."""
+
+    host: str
+    port: int
+    data: Path
+    workers: int | None
+    until_eof: bool = False
+
+    @property
+    def url(self) -> str:
+        """The API as a client on this machine reaches it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104  compared, not bound
+        return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}"
+
+
+class Stopping(Exception):
+    """Somebody asked the farm to stop while it was starting."""
+
+
+class StopSignal:
+    """Counts the signals that ask for an end; handlers only count, so that no work is cut in two.
+
+    With `until_eof` the end of standard input asks as well: whoever holds its other end has gone.
+    """
+
+    def __init__(self, *, until_eof: bool = False) -> None:
+        self.count = 0
+        self._until_eof = until_eof
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the farm is to stop."""
+        if not self.count and self._until_eof:
+            readable, _, _ = select.select([sys.stdin], [], [], 0)
+            if readable and not os.read(sys.stdin.fileno(), 4096):
+                self.count += 1
+        return self.count > 0
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.count += 1
+
+
+def run_up(options: UpOptions) -> None:
+    """Run a farm until a signal asks it to stop; raises CliError when it cannot start."""
+    data = options.data.resolve()
+    (data / "logs").mkdir(parents=True, exist_ok=True)
+    with lock(data) as lock_fd, StopSignal(until_eof=options.until_eof) as stop:
+        if not embedded.is_free(options.host, options.port):
+            raise CliError(port_taken(options), code=Exit.IN_USE)
+        secret = embedded.load_secrets(data)
+        ports = embedded.load_ports(data)
+        supervisor = Supervisor(note, lock_fd=lock_fd)
+        try:
+            with supervisor:
+                try:
+                    start(options, data, secret, ports, supervisor=supervisor, stop=stop)
+                    while not stop.is_set:
+                        supervisor.tend()
+                        time.sleep(_TICK_S)
+                except Stopping:
+                    pass
+                # From here on: one more signal means now.
+                asked = stop.count
+                note("stopping: workers finish or give back what they hold (once more to stop at once)")
+                supervisor.stop(hurry=lambda: stop.count > asked)
+        finally:
+            (data / STATE_FILE).unlink(missing_ok=True)
+            embedded.sweep_sockets(ports)
+        note("stopped; jobs and images stay in " + str(options.data))
+
+
+def start(
+    options: UpOptions,
+    data: Path,
+    secret: embedded.Secrets,
+    ports: embedded.Ports,
+    *,
+    supervisor: Supervisor,
+    stop: StopSignal,
+) -> None:
+    """Bring up servers, API and workers, in that order, and say where they are."""
+    started_at = time.time()
+    env = {**child_env(), **embedded.farm_env(secret, ports), "FARM_MODELS_DIR": str(models_dir())}
+    api = Spec(
+        "api",
+        python_module("api", "--host", options.host, "--port", str(options.port)),
+        env,
+        cwd=data,
+        log=data / "logs" / "api.log",
+    )
+    count = () if options.workers is None else ("--cpu-workers", str(options.workers))
+    workers = Spec(
+        "workers",
+        python_module("worker.launcher", *count),
+        env,
+        cwd=data,
+        log=data / "logs" / "workers.log",
+        grace_s=30.0,
+    )
+    valkey, seaweedfs = embedded.valkey_spec(data, secret, ports), embedded.seaweedfs_spec(data, secret, ports)
+    found: list[dict[str, Any]] = []
+    with Stages() as stages, FarmClient(options.url, patience_s=0) as client:
+
+        def wait(spec: Spec, is_ready: Callable[[], bool], limit_s: float) -> None:
+            with stages.stage(spec.name):
+                wait_for(is_ready, spec, limit_s=limit_s, supervisor=supervisor, stop=stop)
+
+        def worker_reports() -> bool:
+            found[:] = fresh_workers(options.url, since=started_at)
+            return bool(found)
+
+        try:
+            supervisor.start(valkey)
+            supervisor.start(seaweedfs)
+            wait(valkey, lambda: embedded.valkey_answers(secret, ports), _SERVERS_READY_S)
+            wait(seaweedfs, lambda: embedded.s3_answers(ports), _SERVERS_READY_S)
+            supervisor.start(api)
+            supervisor.start(workers)
+            wait(api, client.is_ready, _API_READY_S)
+            wait(workers, worker_reports, _WORKER_READY_S)
+        except ChildDied as death:
+            raise CliError(f"{death}; its log, {death.spec.log}, ends with:\n{tail(death.spec.log)}") from death
+    write_state(data, options, supervisor, ports)
+    banner(
+        url=options.url,
+        s3=f"http://{embedded.LOOPBACK}:{ports.s3}",
+        data=options.data,
+        workers=found,
+        is_local=options.host in {"127.0.0.1", "localhost", "::1"},
+    )
+
+
+def wait_for(
+    is_ready: Callable[[], bool], spec: Spec, *, limit_s: float, supervisor: Supervisor, stop: StopSignal
+) -> None:
+    """Wait until a child is ready; raises Stopping on a signal, ChildDied, or CliError when it takes too long."""
+    deadline = time.monotonic() + limit_s
+    while not is_ready():
+        if stop.is_set:
+            raise Stopping
+        supervisor.tend(starting=True)
+        if time.monotonic() > deadline:
+            raise CliError(
+                f"{spec.name} is not ready after {limit_s:.0f} s; its log, {spec.log}, ends with:\n{tail(spec.log)}"
+            )
+        time.sleep(_TICK_S)
+
+
+def fresh_workers(url: str, *, since: float) -> list[dict[str, Any]]:
+    """Return the workers that started since then: the ledger may still remember those of an earlier farm."""
+    try:
+        answer = httpx.get(f"{url}/v1/workers", timeout=2.0, trust_env=False)
+        found = items(answer.json()) if answer.is_success else []
+    except (httpx.HTTPError, ValueError):
+        return []
+    return [worker for worker in found if unix_s(worker["started_at"]) >= since]
+
+
+def models_dir() -> Path:
+    """Return the folder of the models: the environment's, this checkout's, or `models` here."""
+    if named := os.environ.get("FARM_MODELS_DIR"):
+        return Path(named).resolve()
+    checkout = Path(__file__).resolve().parents[1] / "models"
+    return checkout if checkout.is_dir() else Path("models").resolve()
+
+
+def port_taken(options: UpOptions) -> str:
+    """Say who has the port, as far as it tells, and what to do."""
+    with contextlib.suppress(httpx.HTTPError):
+        if httpx.get(f"{options.url}/healthz", timeout=1.0, trust_env=False).is_success:
+            return f"a farm runs at {options.url} already; start a second one with --port and --data of its own"
+    return f"port {options.port} on {options.host} is taken; choose another, such as --port {options.port + 1}"
+
+
+@contextlib.contextmanager
+def lock(data: Path) -> Iterator[int]:
+    """Hold the data folder for one `farm up`; waits for the remains of one that was killed.
+
+    The tether of a killed farm keeps the lock until the last child has ended, so nothing starts on top of them.
+    """
+    with (data / LOCK_FILE).open("a+", encoding="utf-8") as file:
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        told = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip()
+                if is_running(holder) or time.monotonic() > deadline:
+                    message = f"{data} is in use by another `farm up` (process {holder or 'unknown'})"
+                    raise CliError(f"{message}; stop it, or choose another --data", code=Exit.IN_USE) from None
+                if not told:
+                    note("a farm that was killed is still ending; waiting for it")
+                    told = True
+                time.sleep(_TICK_S)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield file.fileno()
+
+
+def is_running(pid: str) -> bool:
+    """Whether a process of this number runs, zombies apart."""
+    if not pid.isdigit():
+        return True  # locked, and its owner has not written its number yet
+    try:
+        os.kill(int(pid), 0)
+        stat = Path(f"/proc/{pid}/stat")
+        return not stat.exists() or stat.read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    except PermissionError:
+        return True
+
+
+def write_state(data: Path, options: UpOptions, supervisor: Supervisor, ports: embedded.Ports) -> None:
+    """Tell other programs where the running farm is."""
+    state = {
+        "api": options.url,
+        "s3": f"http://{embedded.LOOPBACK}:{ports.s3}",
+        "pid": os.getpid(),
+        "children": supervisor.pids,
+    }
+    half = data / f"{STATE_FILE}.part"
+    half.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    half.replace(data / STATE_FILE)
