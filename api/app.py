@@ -1,0 +1,58 @@
+"""The composition root of the API: builds everything from the settings and puts it together. Knows no torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from api import health, jobs, metrics, models, openapi, problems, reports
+from api.metrics import FarmCollector, HttpMetrics
+from api.observe import Observe
+from api.parts import build_parts
+from farm.catalog import load_catalog
+from farm.settings import Settings
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the application. Nothing is connected before it is asked for; raises Fatal for a broken catalog."""
+    http_metrics = HttpMetrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        farm = build_parts(settings, started_at=time.time())
+        collector = FarmCollector(farm)
+        http_metrics.registry.register(collector)
+        app.state.parts = farm
+        try:
+            yield
+        finally:
+            http_metrics.registry.unregister(collector)
+            farm.celery.close()
+            farm.ledger.close()
+
+    app = FastAPI(
+        title="Diffusion Farm",
+        version=version("diffusion-farm"),
+        description=openapi.DESCRIPTION,
+        openapi_tags=openapi.TAGS,
+        lifespan=lifespan,
+        redirect_slashes=False,  # a path is right or it is 404
+        redoc_url=None,
+        generate_unique_id_function=_operation_id,
+    )
+    app.state.metrics = http_metrics
+    app.add_middleware(Observe, metrics=http_metrics)
+    problems.install(app)
+    for module in (jobs, models, reports, health, metrics):
+        app.include_router(module.router)
+    app.openapi = openapi.document_of(app, catalog=load_catalog(settings.catalog_file))  # type: ignore[method-assign]
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name

@@ -1,0 +1,125 @@
+"""From the bytes of a POST to a JobSpec: size, type, JSON and fields are checked here, each with its own answer."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from fastapi import Request
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from api.field_errors import FieldError, echo, nul_in
+from api.problems import (
+    BODY_TOO_LARGE,
+    INVALID_REQUEST,
+    MALFORMED_JSON,
+    UNSUPPORTED_MEDIA_TYPE,
+    HttpProblem,
+    invalid,
+)
+from farm.errors import Refused
+from farm.jobs import JobSpec
+
+_MAX_EXCERPT_BYTES: Final = 100
+_MAX_FIELDS: Final = 64  # of one object; far more than any has, few enough to list what is wrong with them
+
+
+async def read_body(request: Request, *, max_bytes: int) -> bytes:
+    """Return the body of a JSON request; raises HttpProblem before more than `max_bytes` of it are held."""
+    _check_headers(request)
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > max_bytes:
+        raise _too_large(max_bytes, value=int(declared[:20]))
+    body = bytearray()
+    async for chunk in request.stream():  # a chunked body declares no length
+        body += chunk
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes, value=f"more than {max_bytes}")
+    return bytes(body)
+
+
+def parse_job_spec(body: bytes, *, max_prompts: int) -> JobSpec:
+    """Return the job that a body asks for; raises HttpProblem or Refused, naming every field that is wrong."""
+    try:
+        document = from_json(body, allow_inf_nan=False, cache_strings="keys")
+    except ValueError as error:
+        message = f"is not JSON: {error}"
+        found = FieldError(
+            field="body", value=echo(body[:_MAX_EXCERPT_BYTES].decode("utf-8", "replace")), message=message
+        )
+        raise HttpProblem(MALFORMED_JSON, f"the body {message}", errors=[found]) from error
+    _check_breadth(document, max_prompts=max_prompts)
+    try:
+        # Strict: "512" is no number and true is no 1. From bytes, because strict enums take strings only from JSON.
+        spec = JobSpec.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        raise invalid(error, document=document) from error
+    if b"\\u0000" in body and (at := nul_in(document)) is not None:
+        raise Refused("no image file can carry a NUL character", field=at)
+    return spec
+
+
+def _check_headers(request: Request) -> None:
+    """Refuse what is not plain UTF-8 JSON. A request without Content-Type is taken at its word."""
+    given = request.headers.get("content-type", "application/json")
+    media_type, _, parameters = given.partition(";")
+    media_type = media_type.strip().lower()
+    charset = _parameter(parameters, "charset")
+    is_json = media_type == "application/json" or (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    )
+    if not is_json or charset not in ("", "utf-8", "utf8", "us-ascii"):
+        raise _unsupported("Content-Type", given, ["application/json"])
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("identity", ""):
+        raise _unsupported("Content-Encoding", encoding, ["identity"])
+
+
+def _parameter(parameters: str, name: str) -> str:
+    for parameter in parameters.split(";"):
+        key, _, value = parameter.partition("=")
+        if key.strip().lower() == name:
+            return value.strip().strip('"').lower()
+    return ""
+
+
+def _unsupported(field: str, value: str, choices: list[str]) -> HttpProblem:
+    message = f"must be {choices[0]}"
+    return HttpProblem(
+        UNSUPPORTED_MEDIA_TYPE,
+        f"{field} {message}",
+        errors=[FieldError(field=field, value=value[:100], message=message, choices=choices)],
+        headers={"Accept": "application/json"},
+    )
+
+
+def _too_large(max_bytes: int, *, value: object) -> HttpProblem:
+    message = f"must have at most {max_bytes:,} bytes; split the batch into several jobs"
+    return HttpProblem(
+        BODY_TOO_LARGE,
+        f"the body {message}",
+        errors=[FieldError(field="body", value=value, message=message, choices=[f"0 to {max_bytes}"])],
+        headers={"Connection": "close"},  # the rest of the body is not going to be read
+    )
+
+
+def _check_breadth(document: Any, *, max_prompts: int) -> None:
+    """Refuse what is so broad that a list of what is wrong with it would be a burden in itself."""
+    if not isinstance(document, dict):
+        return
+    prompts = document.get("prompts")
+    items = prompts if isinstance(prompts, list) else []
+    if len(items) > max_prompts:
+        raise Refused(
+            f"{len(items):,} prompts are more than one job takes ({max_prompts:,}); split the batch",
+            field="prompts",
+            value=len(items),
+            choices=[f"1 to {max_prompts}"],
+        )
+    objects = [("", document), *((name, document.get(name)) for name in ("labels", "output"))]
+    objects += [(f"prompts.{position}", item) for position, item in enumerate(items)]
+    for path, value in objects:
+        if isinstance(value, dict) and len(value) > _MAX_FIELDS:
+            message = f"has {len(value):,} fields, more than any object here takes"
+            error = FieldError(field=path or None, value=len(value), message=message)
+            raise HttpProblem(INVALID_REQUEST, f"{path or 'the body'} {message}", errors=[error])

@@ -1,0 +1,64 @@
+"""What OpenAPI shows of POST /v1/jobs: its body with examples, its headers. Data only."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+JOB_SPEC_BODY: Final[dict[str, Any]] = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {"$ref": "#/components/schemas/JobSpec"},
+            "examples": {
+                "one": {
+                    "summary": "One prompt, everything else by default",
+                    "value": {"model": "scenes", "prompts": ["a red circle above a blue square"]},
+                },
+                "batch": {
+                    "summary": "Two prompts, four images each, seeds 7, 8, 9, 10",
+                    "value": {
+                        "model": "scenes",
+                        "prompts": ["a red heart left of a green house at night", "a yellow star"],
+                        "num_images_per_prompt": 4,
+                        "seed": 7,
+                        "num_inference_steps": 20,
+                        "guidance_scale": 5.0,
+                        "scheduler": "dpmpp_2m",
+                        "output": {"format": "png"},
+                        "priority": "normal",
+                        "reproducibility": "fast",
+                        "labels": {"shoot": "spring"},
+                    },
+                },
+                "own-parameters": {
+                    "summary": "A prompt with parameters of its own beside one without",
+                    "value": {
+                        "model": "scenes",
+                        "prompts": [
+                            "a blue boat",
+                            {
+                                "prompt": "a purple tree",
+                                "seed": 42,
+                                "num_inference_steps": 30,
+                                "scheduler": "euler_ancestral",
+                                "width": 192,
+                                "height": 128,
+                            },
+                        ],
+                        "negative_prompt": "night",
+                        "reproducibility": "invariant",
+                        "output": {"format": "webp", "quality": 85},
+                    },
+                },
+            },
+        }
+    },
+}
+
+ACCEPTED_HEADERS: Final[dict[str, Any]] = {
+    "Location": {"description": "Path of the job.", "schema": {"type": "string"}, "required": True},
+    "Idempotent-Replayed": {
+        "description": "`true` when the Idempotency-Key had been used: this is the job made then, as it stands now.",
+        "schema": {"type": "string", "enum": ["true"]},
+    },
+}

@@ -1,0 +1,62 @@
+"""The OpenAPI document: what FastAPI derives from the endpoints, with the models that it cannot see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from api.problems import MEDIA_TYPE, Problem
+from farm.catalog import Catalog
+from farm.jobs import JobSpec
+
+DESCRIPTION: Final = """\
+A batch rendering farm for Stable Diffusion. POST a batch of prompts to `/v1/jobs`; follow it at `/v1/jobs/{id}`;
+fetch its images by the signed URLs at `/v1/jobs/{id}/images`.
+
+Every error is an RFC 9457 problem document whose `errors` name field, value and choices.
+"""
+TAGS: Final = [
+    {"name": "jobs", "description": "Batches of prompts, and the images that become of them."},
+    {"name": "models", "description": "What the farm can render."},
+    {"name": "reports", "description": "How fast it runs, and who is at work."},
+    {"name": "health", "description": "For load balancers and Prometheus."},
+]
+_ANY_METHOD: Final = frozenset({"get", "put", "post", "delete", "patch"})
+
+
+def document_of(app: FastAPI, *, catalog: Catalog) -> Callable[[], dict[str, Any]]:
+    """Return a function for `app.openapi` that builds the document at its first call."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _build(app, catalog)
+        return app.openapi_schema
+
+    return openapi
+
+
+def _build(app: FastAPI, catalog: Catalog) -> dict[str, Any]:
+    document = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
+    )
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    # POST /v1/jobs reads its body itself, and problems are answered by handlers: FastAPI knows of neither.
+    for model in (JobSpec, Problem):
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(schema.pop("$defs", {}))
+        schemas[model.__name__] = schema
+    schemas["JobSpec"]["properties"]["model"]["enum"] = catalog.names
+    problem = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for path in document["paths"].values():
+        for method, operation in path.items():
+            if method in _ANY_METHOD:
+                # FastAPI's own words for a parameter that does not fit; ours is a problem like all others.
+                default = operation["responses"].get("422")
+                if default and "application/json" in default.get("content", {}):
+                    operation["responses"]["422"] = {"description": "A parameter does not fit", "content": problem}
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    return document

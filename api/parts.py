@@ -1,0 +1,54 @@
+"""What the endpoints work with, built once by `api.app` and handed to each of them. Nothing here does I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+from anyio import CapacityLimiter
+from celery import Celery
+from fastapi import Depends, Request
+
+from farm.catalog import Catalog, load_catalog
+from farm.ledger import Ledger
+from farm.queue import make_celery
+from farm.settings import Settings
+from farm.storage import Store
+
+_MAX_PROBES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The farm as the API sees it: the models it offers, where progress stands, where images lie."""
+
+    settings: Settings
+    catalog: Catalog
+    ledger: Ledger
+    celery: Celery
+    store: Store
+    started_at: float  # Unix time
+    probes: CapacityLimiter  # threads of the readiness probe
+
+
+def build_parts(settings: Settings, *, started_at: float) -> Parts:
+    """Build everything from the settings. Connects to nothing; raises Fatal for a broken catalog file."""
+    return Parts(
+        settings=settings,
+        catalog=load_catalog(settings.catalog_file),
+        ledger=Ledger.connect(settings),
+        celery=make_celery(settings),
+        store=Store.connect(settings),
+        started_at=started_at,
+        probes=CapacityLimiter(_MAX_PROBES),
+    )
+
+
+async def parts_of(request: Request) -> Parts:
+    """Return the parts of the application that serves this request."""
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+Farm = Annotated[Parts, Depends(parts_of)]
+"""Annotation of an endpoint's parameter that is to receive the parts."""

@@ -1,0 +1,229 @@
+"""Answers about jobs and images, as OpenAPI shows them. Times are RFC 3339 in UTC, durations are seconds.
+
+What clients send is farm.jobs.JobSpec; how it stands is told by the ledger's records. This file only gives them
+their form.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from farm.jobs import Counts, JobState, Output, Priority, Reproducibility, UnitState
+from farm.ledger import ImageStatus, JobStatus
+
+_JOB_ID: Final = "job_0000z3k9v1q8m4t7x2c5"
+_WHEN: Final = "2026-11-22T17:00:00Z"
+
+
+def when(unix_s: float) -> datetime:
+    """Return a moment given as Unix time."""
+    return datetime.fromtimestamp(unix_s, UTC)
+
+
+def when_if(unix_s: float | None) -> datetime | None:
+    """Return a moment given as Unix time, if any."""
+    return None if unix_s is None else when(unix_s)
+
+
+class JobLinks(BaseModel):
+    """Where to go from a job; paths on this server."""
+
+    self: str
+    images: str
+
+    @classmethod
+    def of(cls, job_id: str) -> JobLinks:
+        """Return the links of a job."""
+        return cls(self=f"/v1/jobs/{job_id}", images=f"/v1/jobs/{job_id}/images")
+
+
+class ImageCounts(BaseModel):
+    """Images of a job by state; they always sum to `total`."""
+
+    total: int
+    queued: int
+    rendering: int
+    stored: int
+    failed: int
+    cancelled: int
+
+    @classmethod
+    def of(cls, counts: Counts) -> ImageCounts:
+        """Return the ledger's counts in this form."""
+        return cls(
+            total=counts.total,
+            queued=counts.queued,
+            rendering=counts.rendering,
+            stored=counts.stored,
+            failed=counts.failed,
+            cancelled=counts.cancelled,
+        )
+
+
+class Job(BaseModel):
+    """A job as it stands."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": _JOB_ID,
+                    "object": "job",
+                    "model": "scenes",
+                    "state": "rendering",
+                    "total": 8,
+                    "counts": {"total": 8, "queued": 2, "rendering": 2, "stored": 4, "failed": 0, "cancelled": 0},
+                    "num_prompts": 2,
+                    "priority": "normal",
+                    "reproducibility": "fast",
+                    "output": {"format": "png", "quality": 90},
+                    "labels": {"shoot": "spring"},
+                    "created_at": _WHEN,
+                    "started_at": "2026-11-22T17:00:00.120Z",
+                    "finished_at": None,
+                    "eta_s": 3.1,
+                    "images_per_s": 1.3,
+                    "gpu_s": 2.9,
+                    "gpu_s_per_image": 0.725,
+                    "retries": 0,
+                    "links": {"self": f"/v1/jobs/{_JOB_ID}", "images": f"/v1/jobs/{_JOB_ID}/images"},
+                }
+            ]
+        }
+    )
+
+    id: str
+    object: Literal["job"] = "job"
+    model: str
+    state: JobState = Field(
+        description=(
+            "`queued`: no image has been started. `rendering`: some has, some is not settled. `done`: every image is "
+            "stored. `failed`: every image is settled and at least one failed. `cancelled`: cancelled before that."
+        )
+    )
+    total: int = Field(description="Images of the job.")
+    counts: ImageCounts
+    num_prompts: int = Field(description="Distinct prompts of the job.")
+    priority: Priority
+    reproducibility: Reproducibility
+    output: Output
+    labels: dict[str, str]
+    created_at: datetime
+    started_at: datetime | None = Field(description="When a worker took its first image.")
+    finished_at: datetime | None = Field(description="When its last image was settled, or it was cancelled.")
+    eta_s: float | None = Field(description="Seconds until its last image; 0 when settled, null when unknown.")
+    images_per_s: float | None = Field(description="Over its run so far; null before its first image.")
+    gpu_s: float = Field(description="Device time of its stored images, summed.")
+    gpu_s_per_image: float | None = Field(description="Null before its first image.")
+    retries: int = Field(description="Hand-outs beyond the first, over all images.")
+    links: JobLinks
+
+    @classmethod
+    def of(cls, status: JobStatus) -> Job:
+        """Return a ledger's status in this form."""
+        header, counts = status.header, status.counts
+        return cls(
+            id=header.id,
+            model=header.model,
+            state=status.state,
+            total=header.total,
+            counts=ImageCounts.of(counts),
+            num_prompts=header.num_entries,
+            priority=header.priority,
+            reproducibility=header.reproducibility,
+            output=header.output,
+            labels=header.labels,
+            created_at=when(header.created_at),
+            started_at=when_if(status.started_at),
+            finished_at=when_if(status.finished_at),
+            eta_s=status.eta_s,
+            images_per_s=status.images_per_s,
+            gpu_s=status.gpu_s,
+            gpu_s_per_image=status.gpu_s / counts.stored if counts.stored else None,
+            retries=status.retries,
+            links=JobLinks.of(header.id),
+        )
+
+
+class JobList(BaseModel):
+    """Jobs, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[Job]
+    has_more: bool = Field(description="Whether older jobs remain to be looked at.")
+    next: str | None = Field(description="Path of the next page; null on the last.")
+
+
+class Image(BaseModel):
+    """One image of a job as it stands."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "object": "image",
+                    "index": 3,
+                    "prompt_index": 0,
+                    "prompt": "a red circle above a blue square",
+                    "seed": 10,
+                    "state": "stored",
+                    "attempts": 1,
+                    "key": f"jobs/{_JOB_ID}/00000003.png",
+                    "url": f"http://localhost:8333/farm/jobs/{_JOB_ID}/00000003.png?X-Amz-Signature=…",
+                    "stored_at": _WHEN,
+                    "render_s": 1.42,
+                    "gpu_s": 0.71,
+                    "error": None,
+                    "history": [],
+                }
+            ]
+        }
+    )
+
+    object: Literal["image"] = "image"
+    index: int = Field(description="Its place in the job, from 0: all images of prompt 0, then of prompt 1, …")
+    prompt_index: int = Field(description="Its prompt's place in `prompts`, from 0.")
+    prompt: str
+    seed: int
+    state: UnitState
+    attempts: int = Field(description="How often it was handed to a worker.")
+    key: str | None = Field(description="Its object key in the bucket, once stored.")
+    url: str | None = Field(description="A signed GET URL, once stored; valid for FARM_URL_EXPIRY_S seconds.")
+    stored_at: datetime | None
+    render_s: float | None = Field(description="From taking its seat in the batch to its pixels.")
+    gpu_s: float | None = Field(description="Its share of device time.")
+    error: str | None = Field(description="Why it was given up, if it was.")
+    history: list[str] = Field(description="Reasons of its lost or failed attempts, oldest first.")
+
+    @classmethod
+    def of(cls, status: ImageStatus, *, key: str | None, url: str | None) -> Image:
+        """Return a ledger's status in this form."""
+        return cls(
+            index=status.index,
+            prompt_index=status.prompt_index,
+            prompt=status.prompt,
+            seed=status.seed,
+            state=status.state,
+            attempts=status.attempts,
+            key=key,
+            url=url,
+            stored_at=when_if(status.stored_at),
+            render_s=status.render_s,
+            gpu_s=status.gpu_s,
+            error=status.error,
+            history=list(status.history),
+        )
+
+
+class ImagePage(BaseModel):
+    """Images of a job in order."""
+
+    object: Literal["list"] = "list"
+    data: list[Image]
+    total: int = Field(description="Images of the job.")
+    offset: int
+    limit: int
+    next: str | None = Field(description="Path of the next page; null on the last.")
