@@ -35,7 +35,7 @@ class NoFarm(CliError):
 
 
 class NotNow(CliError):
-    """The farm answers, but cannot serve this now (5xx); it may soon."""
+    """The farm answers, but cannot serve this now (429, 5xx); it may soon."""
 
 
 class FarmClient:
@@ -118,7 +118,7 @@ class FarmClient:
                 if response.is_success:
                     return read_json(response)
                 problem = describe_problem(response)
-                if response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
+                if response.is_client_error and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
                     raise CliError(problem, code=Exit.REFUSED)
                 failure = NotNow(problem)
                 wait_s = max(wait_s, retry_after_s(response))

@@ -164,7 +164,10 @@ def seaweedfs_spec(data: Path, secret: Secrets, ports: Ports) -> Spec:
         **{name.replace("_", ".port.") if "_" in name else f"{name}.port": str(port) for name, port in _weed(ports)},
     }
     argv = (binary, "-logtostderr", "mini", *(f"-{name}={value}" for name, value in options.items()))
-    env = child_env(AWS_ACCESS_KEY_ID=secret.s3_access_key, AWS_SECRET_ACCESS_KEY=secret.s3_secret_key)
+    # HOME: it reads security.toml and the like from there; the user's own must not change this server.
+    env = child_env(
+        AWS_ACCESS_KEY_ID=secret.s3_access_key, AWS_SECRET_ACCESS_KEY=secret.s3_secret_key, HOME=str(home.resolve())
+    )
     return Spec("seaweedfs", argv, env, cwd=home, log=data / "logs" / "seaweedfs.log")
 
 
