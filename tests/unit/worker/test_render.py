@@ -1,0 +1,313 @@
+"""The life of a unit on a worker: every way it can end, on a real ledger, with a hand-written engine and store."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from farm.catalog import Catalog
+from farm.errors import Fatal, ModelBroken, RenderFailed, StorageDown
+from farm.expand import expand
+from farm.jobs import Hint, JobSpec, JobState, UnitState, new_job_id
+from farm.ledger import Ledger, WorkerReport
+from farm.settings import Settings
+from servers import valkey
+from worker.engine import EngineStopped, UnitCancelled
+from worker.images import read_recipe
+from worker.render import Outcome, Renderer
+from worker.seat import Rendered, Timings
+
+ME, OTHER = "here:cpu0#1", "there:cpu0#1"
+
+
+class PretendEngine:
+    """Hands out futures that the test settles, or settles them at once."""
+
+    def __init__(self) -> None:
+        self.outcome: Exception | None = None
+        self.holds = False
+        self.stopped = False
+        self.futures: dict[Hint, Future] = {}
+        self.arrived = threading.Event()
+
+    def submit(self, unit):
+        """Settle at once unless told to hold."""
+        if self.stopped:
+            raise EngineStopped("the engine is stopping")
+        future = Future()
+        self.futures[unit.hint] = future
+        if not self.holds:
+            self.settle(unit.hint)
+        self.arrived.set()
+        return future
+
+    def settle(self, hint) -> None:
+        """Finish a unit the way `outcome` says."""
+        if self.outcome is not None:
+            self.futures[hint].set_exception(self.outcome)
+        else:
+            self.futures[hint].set_result(image())
+
+    def cancel(self, job, index=None):
+        """Cancel what has not finished."""
+        for hint, future in self.futures.items():
+            if hint.job == job and index in (None, hint.index) and not future.done():
+                future.set_exception(UnitCancelled("cancelled"))
+
+    def stop(self) -> None:
+        """Give up everything, as the real one does without a drain."""
+        self.stopped = True
+        for future in self.futures.values():
+            if not future.done():
+                future.set_exception(EngineStopped("the engine is stopping"))
+
+
+class PretendStore:
+    """Keeps objects in a dict, unless it is down."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.types: set[str] = set()
+        self.down: Exception | None = None
+        self.refused = threading.Event()
+
+    def put(self, key, data, content_type):
+        """Put, or fail."""
+        if self.down is not None:
+            self.refused.set()
+            raise self.down
+        self.objects[key] = data
+        self.types.add(content_type)
+
+
+def image():
+    """Return a small finished image."""
+    return Rendered(
+        pixels=np.full((128, 128, 3), 9, np.uint8),
+        timings=Timings(0.1, 0.2, 1.0, 0.3, 0.5, 20, 2.0, None),
+        model_hash="ab" * 32,
+        device="cpu",
+        dtype="float32",
+        warnings=(),
+    )
+
+
+@pytest.fixture
+def ledger(redis_url):
+    """Return a ledger on an empty server."""
+    ledger = Ledger.connect(Settings(redis_url=redis_url, max_attempts=2))
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def engine():
+    """Return an engine that renders at once."""
+    return PretendEngine()
+
+
+@pytest.fixture
+def store():
+    """Return a store that works."""
+    return PretendStore()
+
+
+@pytest.fixture
+def renderer(ledger, engine, store):
+    """Return a renderer that keeps at most two undelivered images."""
+    return Renderer(ME, ledger=ledger, engine=engine, store=store, max_undelivered=2)
+
+
+def open_job(ledger, images=1, **fields):
+    """Open a job and hand its units out; return its id and hints."""
+    spec = JobSpec.model_validate(
+        {"model": "scenes", "prompts": ["a red circle"], "seed": 1, "num_images_per_prompt": images, **fields}
+    )
+    job = expand(
+        spec,
+        Catalog().row("scenes"),
+        job_id=new_job_id(),
+        tenant="default",
+        created_at=time.time(),
+        drawn_seed=0,
+        max_prompts=10,
+        max_images=100,
+    )
+    ledger.open(job)
+    ledger.report(
+        WorkerReport(name=ME, node="here:cpu0", pid=1, device="cpu", models=("scenes",), max_batch=32, started_at=0)
+    )
+    return job.header.id, ledger.feed("scenes")
+
+
+def in_thread(work, *args):
+    """Run `work` beside the test; its result is in the future."""
+    with_one = ThreadPoolExecutor(1)
+    future = with_one.submit(work, *args)
+    with_one.shutdown(wait=False)
+    return future
+
+
+def test_an_image_is_put_and_counted(renderer, ledger, store):
+    """The straight way: the object lies under its key with its recipe, the job is done, its time is known."""
+    job, (hint,) = open_job(ledger)
+    claimed = []
+    renderer._on_claim = lambda: claimed.append(True)
+    assert renderer.render(hint) is Outcome.STORED
+    assert claimed
+    assert read_recipe(store.objects[f"jobs/{job}/0000000.png"])["seed"] == 1
+    assert store.types == {"image/png"}
+    status = ledger.job(job)
+    assert status.state is JobState.DONE
+    assert status.gpu_s == pytest.approx(0.5)
+    assert ledger.image(job, 0).render_s == pytest.approx(1.5)
+    assert renderer.held == []
+    assert renderer.num_undelivered == 0
+
+
+def test_a_second_message_for_a_unit_is_dropped(renderer, ledger, store):
+    """Whatever Celery delivers twice, stale or by mistake, costs one question to the ledger."""
+    _, (hint,) = open_job(ledger)
+    assert renderer.render(hint) is Outcome.STORED
+    store.objects.clear()
+    for message in (hint, hint._replace(attempt=7), hint._replace(index=5), Hint("job_none", 0, 1)):
+        assert renderer.render(message) is Outcome.DROPPED
+    assert store.objects == {}
+
+
+@pytest.mark.parametrize("error", [RenderFailed("the image came out all black, twice"), ModelBroken("no weights")])
+def test_what_cannot_be_rendered_fails_at_once(renderer, ledger, engine, error):
+    """Nobody else could do better, so the unit is not tried again."""
+    job, (hint,) = open_job(ledger)
+    engine.outcome = error
+    assert renderer.render(hint) is Outcome.FAILED
+    failed = ledger.image(job, 0)
+    assert (failed.state, failed.error) == (UnitState.FAILED, str(error))
+    assert renderer.num_failures == 1
+
+
+def test_the_unexpected_is_tried_again_until_attempts_run_out(renderer, ledger, engine):
+    """A bug or bad luck is one strike; the last one fails the unit with its history."""
+    job, (hint,) = open_job(ledger)
+    engine.outcome = ZeroDivisionError("oops")
+    assert renderer.render(hint) is Outcome.FAILED
+    assert ledger.image(job, 0).state is UnitState.QUEUED
+    (again,) = ledger.feed("scenes")
+    assert again.attempt == 2
+    assert renderer.render(again) is Outcome.FAILED
+    failed = ledger.image(job, 0)
+    assert failed.state is UnitState.FAILED
+    assert failed.history == ("ZeroDivisionError: oops",) * 2
+
+
+def test_a_cancelled_unit_leaves_its_seat_and_the_ledger(renderer, ledger, engine, store):
+    """Its future ends at once, nothing is put, nothing stays leased."""
+    job, (hint,) = open_job(ledger)
+    engine.holds = True
+    outcome = in_thread(renderer.render, hint)
+    assert engine.arrived.wait(5)
+    assert renderer.held == [hint]
+    ledger.cancel(job)
+    renderer.cancel(job)
+    assert outcome.result(5) is Outcome.LOST
+    assert store.objects == {}
+    assert ledger.job(job).counts.cancelled == 1
+    assert ledger.renew(ME, [hint]) == {hint}
+
+
+def test_a_lease_lost_while_the_image_waits_for_storage_is_noticed_before_the_put(renderer, ledger, store):
+    """The storage coming back must not make a stale attempt write."""
+    _, (hint,) = open_job(ledger)
+    store.down = StorageDown("away")
+    outcome = in_thread(renderer.render, hint)
+    assert store.refused.wait(5)
+    renderer.lose([hint])
+    store.down = None
+    assert outcome.result(5) is Outcome.LOST
+    assert store.objects == {}
+
+
+def test_an_image_of_a_stale_attempt_is_not_counted(renderer, ledger, engine):
+    """Even if nobody told us: the ledger counts the newer attempt only."""
+    job, (hint,) = open_job(ledger)
+    engine.holds = True
+    outcome = in_thread(renderer.render, hint)
+    assert engine.arrived.wait(5)
+    ledger.release(hint, ME)
+    engine.settle(hint)
+    assert outcome.result(5) is Outcome.REPEATED
+    assert ledger.job(job).counts.stored == 0
+
+
+@pytest.mark.parametrize("error", [StorageDown("away"), Fatal("the storage refuses our credentials")])
+def test_images_wait_for_the_storage_and_then_no_more_is_claimed(renderer, ledger, store, error):
+    """Two finished images wait, the bound; the third unit is not claimed until they are delivered."""
+    job, hints = open_job(ledger, images=3)
+    store.down = error
+    outcomes = [in_thread(renderer.render, hint) for hint in hints[:2]]
+    while renderer.num_undelivered < 2:
+        time.sleep(0.01)
+    assert not renderer.is_claiming
+    outcomes.append(in_thread(renderer.render, hints[2]))
+    time.sleep(0.2)
+    assert ledger.job(job).counts.rendering == 2
+    assert set(renderer.held) == set(hints[:2])
+    store.down = None
+    assert [outcome.result(10) for outcome in outcomes] == [Outcome.STORED] * 3
+    assert ledger.job(job).state is JobState.DONE
+    assert renderer.is_claiming
+
+
+def test_a_stopping_worker_gives_back_what_it_holds_without_a_strike(renderer, ledger, engine, store):
+    """Rendering, waiting for the storage, or just arrived: all units are free for others at once."""
+    job, hints = open_job(ledger, images=3)
+    store.down = StorageDown("away")
+    waiting = in_thread(renderer.render, hints[0])
+    assert store.refused.wait(5)
+    engine.holds = True
+    engine.arrived.clear()
+    rendering = in_thread(renderer.render, hints[1])
+    assert engine.arrived.wait(5)
+    renderer.drain()
+    engine.stop()
+    assert waiting.result(5) is Outcome.RELEASED
+    assert rendering.result(5) is Outcome.RELEASED
+    assert renderer.render(hints[2]) is Outcome.RELEASED
+    assert len(ledger.feed("scenes")) == 3
+    assert ledger.image(job, 0).history == ()
+
+
+def test_a_stopping_worker_does_not_wait_for_redis():
+    """With Redis away there is nobody to give back to: leases run out by themselves."""
+    engine, store = PretendEngine(), PretendStore()
+    ledger = Ledger.connect(Settings(redis_url="redis://127.0.0.1:1/0"))
+    renderer = Renderer(ME, ledger=ledger, engine=engine, store=store, max_undelivered=2)
+    outcome = in_thread(renderer.render, Hint("job_a", 0, 1))
+    time.sleep(0.1)
+    renderer.drain()
+    assert outcome.result(5) is Outcome.DROPPED
+    ledger.close()
+
+
+def test_what_was_finished_while_redis_was_away_is_counted_when_it_is_back(engine, store):
+    """The image is put in the meantime, and counted once Redis answers; AOF kept the lease."""
+    with valkey() as server:
+        ledger = Ledger.connect(server.settings())
+        renderer = Renderer(ME, ledger=ledger, engine=engine, store=store, max_undelivered=2)
+        job, (hint,) = open_job(ledger)
+        engine.holds = True
+        outcome = in_thread(renderer.render, hint)
+        assert engine.arrived.wait(5)
+        server.kill()
+        engine.settle(hint)
+        time.sleep(0.3)
+        assert not outcome.done()
+        assert len(store.objects) == 1
+        server.start()
+        assert outcome.result(10) is Outcome.STORED
+        assert ledger.job(job).state is JobState.DONE
+        ledger.close()

@@ -1,0 +1,231 @@
+"""The life of one unit on a worker: claim, render, encode, put, count. Knows no Celery and computes nothing.
+
+`Renderer.render` reads top to bottom. Everything around it answers one question each: what if Redis, the storage or
+the engine is away, what if the unit is not ours any more, what if this worker has to go.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from farm.errors import Fatal, LedgerDown, StorageDown
+from farm.storage import CONTENT_TYPES, object_key
+from worker.engine import EngineStopped, UnitCancelled
+from worker.images import encode_image
+
+if TYPE_CHECKING:
+    from farm.jobs import Hint, Unit
+    from farm.ledger import Ledger
+    from farm.storage import Store
+    from worker.engine import Engine
+
+log: Final = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+class Outcome(StrEnum):
+    """How a unit left this worker."""
+
+    STORED = "stored"  # its image is counted
+    REPEATED = "repeated"  # its image is stored, but another attempt was counted or its job cancelled
+    DROPPED = "dropped"  # the ledger had no lease for it
+    LOST = "lost"  # cancelled, or handed to somebody else, before it was finished
+    RELEASED = "released"  # given back because this worker goes
+    FAILED = "failed"  # given up by this worker, with a reason
+
+
+@dataclass(eq=False)
+class _Lease:
+    """Our right to a unit, as far as we know."""
+
+    hint: Hint
+    is_lost: bool = False
+
+
+class Renderer:
+    """Takes units from claim to count. `render` is called by many threads at once, each with a unit of its own."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        ledger: Ledger,
+        engine: Engine,
+        store: Store,
+        max_undelivered: int,
+        on_claim: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name = name
+        self._ledger = ledger
+        self._engine = engine
+        self._store = store
+        self._max_undelivered = max_undelivered
+        self._on_claim = on_claim
+        self._draining = threading.Event()
+        self._changed = threading.Condition()  # guards the three below
+        self._leases: dict[Hint, _Lease] = {}
+        self._num_undelivered = 0
+        self._num_failures = 0
+
+    def render(self, hint: Hint) -> Outcome:
+        """Make the image of `hint`, unless the ledger says that it is not ours to make; return what came of it."""
+        self._wait_for_room()
+        unit = self._until_redis_answers(lambda: self._ledger.claim(hint, self.name))
+        if unit is None:
+            return Outcome.DROPPED
+        self._on_claim()
+        with self._holding(hint) as lease:
+            try:
+                rendered = self._engine.submit(unit).result()
+                with self._undelivered():
+                    self._deliver(lease, unit, encode_image(unit, rendered))
+            except UnitCancelled as error:
+                return self._release(unit, Outcome.LOST, error)
+            except EngineStopped as error:
+                return self._release(unit, Outcome.RELEASED, error)
+            except Fatal as error:
+                return self._fail(unit, str(error), final=True)
+            except Exception as error:  # noqa: BLE001  whatever it is, the unit must not stay without an answer
+                return self._fail(unit, f"{type(error).__name__}: {error}", final=False)
+            timings = rendered.timings
+            render_s = timings.encode_s + timings.denoise_s + timings.decode_s
+            counted = self._until_redis_answers(
+                lambda: self._ledger.stored(hint, self.name, gpu_s=timings.gpu_s, render_s=render_s)
+            )
+        outcome = Outcome.STORED if counted else Outcome.REPEATED
+        measured = {"render_s": round(render_s, 3), "gpu_s": round(timings.gpu_s, 3)}
+        log.info("stored an image", extra={**_names(unit), "action": f"unit_{outcome}", **measured})
+        return outcome
+
+    # -- what others ask of us
+
+    @property
+    def held(self) -> list[Hint]:
+        """The units whose leases we want to keep."""
+        with self._changed:
+            return [hint for hint, lease in self._leases.items() if not lease.is_lost]
+
+    @property
+    def num_undelivered(self) -> int:
+        """Finished images that are not in the store yet."""
+        return self._num_undelivered
+
+    @property
+    def num_failures(self) -> int:
+        """Units given up, since the start."""
+        return self._num_failures
+
+    @property
+    def is_claiming(self) -> bool:
+        """Whether a message that comes now is claimed now."""
+        return self._num_undelivered < self._max_undelivered and not self._draining.is_set()
+
+    def lose(self, hints: Iterable[Hint]) -> None:
+        """Stop work on units that are not ours any more; their seats are free at the next step."""
+        for hint in hints:
+            with self._changed:
+                if hint in self._leases:
+                    self._leases[hint].is_lost = True
+            self._engine.cancel(hint.job, hint.index)
+
+    def cancel(self, job: str) -> None:
+        """Stop work on all units of a cancelled job."""
+        self.lose([hint for hint in self.held if hint.job == job])
+
+    def drain(self) -> None:
+        """Finish nothing more: give back at once what waits for anything. The engine is stopped by its owner."""
+        self._draining.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    # -- what may go wrong
+
+    def _wait_for_room(self) -> None:
+        """Wait while so many finished images wait for the storage that one more might not fit into memory."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._num_undelivered < self._max_undelivered or self._draining.is_set())
+
+    def _deliver(self, lease: _Lease, unit: Unit, data: bytes) -> None:
+        """Put the image; while the storage is away keep it, and its lease, and try again.
+
+        Raises UnitCancelled when the lease is lost meanwhile, EngineStopped when this worker has to go.
+        """
+        key = object_key(unit.job, unit.index, unit.output.format)
+        for pause_s in _pauses():
+            if lease.is_lost:
+                raise UnitCancelled("not ours any more when it was finished")
+            try:
+                self._store.put(key, data, CONTENT_TYPES[unit.output.format])
+            except (StorageDown, Fatal) as error:  # Fatal: refused credentials, which are no fault of the unit
+                log.warning("an image waits for the storage: %s", error, extra={**_names(unit), "action": "put_failed"})
+            else:
+                return
+            if self._draining.wait(pause_s):
+                raise EngineStopped("the worker stops while the storage is away")
+
+    def _release(self, unit: Unit, outcome: Outcome, why: Exception) -> Outcome:
+        self._until_redis_answers(lambda: self._ledger.release(unit.hint, self.name))
+        log.info("gave a unit back: %s", why, extra={**_names(unit), "action": f"unit_{outcome}"})
+        return outcome
+
+    def _fail(self, unit: Unit, reason: str, *, final: bool) -> Outcome:
+        with self._changed:
+            self._num_failures += 1
+        log.error("gave a unit up: %s", reason, extra={**_names(unit), "action": "unit_failed", "final": final})
+        self._until_redis_answers(lambda: self._ledger.failed(unit.hint, self.name, reason, final=final))
+        return Outcome.FAILED
+
+    def _until_redis_answers(self, ask: Callable[[], _T]) -> _T | None:
+        """Return the ledger's answer, however long Redis is away; None if this worker has to go before."""
+        for pause_s in _pauses():
+            try:
+                return ask()
+            except LedgerDown as error:
+                log.warning("waiting for Redis: %s", error, extra={"action": "ledger_down"})
+            if self._draining.wait(pause_s):
+                return None
+        raise AssertionError("pauses never end")
+
+    # -- what we hold
+
+    @contextmanager
+    def _holding(self, hint: Hint) -> Iterator[_Lease]:
+        lease = _Lease(hint)
+        with self._changed:
+            self._leases[hint] = lease
+        try:
+            yield lease
+        finally:
+            with self._changed:
+                del self._leases[hint]
+
+    @contextmanager
+    def _undelivered(self) -> Iterator[None]:
+        with self._changed:
+            self._num_undelivered += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_undelivered -= 1
+                self._changed.notify_all()
+
+
+def _pauses(first_s: float = 0.1, longest_s: float = 3.0) -> Iterator[float]:
+    """Yield ever longer pauses, without end; scattered, so that threads do not knock all at once."""
+    pause_s = first_s
+    while True:
+        yield pause_s * random.uniform(0.5, 1.0)  # noqa: S311  not a secret
+        pause_s = min(pause_s * 2, longest_s)
+
+
+def _names(unit: Unit) -> dict[str, object]:
+    return {"job": unit.job, "index": unit.index, "attempt": unit.attempt, "model": unit.model}

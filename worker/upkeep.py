@@ -1,0 +1,143 @@
+"""What a worker does besides rendering, a few times per lease: keep its leases, tell how it is, keep work coming.
+
+Two threads. One beats: renews all leases in one call, stops work on those that are gone, reports, takes expired units
+back, hands out the next ones and hints again what went missing. The other waits for cancelled jobs, so that their
+seats are free within a step. Both outlive any outage of Redis.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from farm.errors import LedgerDown
+from farm.feeding import feed
+from farm.queue import publish, queue_length
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from farm.ledger import Ledger
+    from farm.ledger.records import WorkerReport
+    from worker.render import Renderer
+
+log: Final = logging.getLogger(__name__)
+
+_BEATS_PER_LEASE: Final = 4
+_VANISHED_AFTER_S: Final = 2.0
+"""A unit unclaimed for this long, with nothing in the queue, has lost its message."""
+_OVERDUE_AFTER_S: Final = 30.0
+"""A unit unclaimed for this long, with others in the queue, may have lost its message: one more does no harm."""
+_OUTAGE_PAUSE_S: Final = 0.5
+_WATCH_S: Final = 1.0
+
+
+class Upkeep:
+    """The two threads. `describe` returns a fresh report; `nudge` is set whenever more work may be handed out."""
+
+    def __init__(
+        self,
+        node: str,
+        *,
+        ledger: Ledger,
+        renderer: Renderer,
+        app: Celery,
+        models: Sequence[str],
+        describe: Callable[[], WorkerReport],
+        lease_s: float,
+        nudge: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._node = node
+        self._ledger = ledger
+        self._renderer = renderer
+        self._app = app
+        self._models = models
+        self._describe = describe
+        self._lease_s = lease_s
+        self._nudge = nudge
+        self._clock = clock
+        self._stopped = threading.Event()
+        self._has_greeted = False
+        self._reap_from_s = 0.0
+        self._threads = [
+            threading.Thread(target=self._keep_beating, name="upkeep", daemon=True),
+            threading.Thread(target=self._watch_cancellations, name="cancellations", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Start both threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Stop both threads; leases are not renewed any more."""
+        self._stopped.set()
+        self._nudge.set()
+        for thread in self._threads:
+            thread.join()
+
+    def beat(self) -> None:
+        """Do everything once. Raises LedgerDown when Redis is away."""
+        # Leases first: all else can be late, by seconds or by another worker's beat.
+        self._renderer.lose(self._ledger.renew(self._renderer.name, self._renderer.held))
+        if not self._has_greeted:
+            returned = self._ledger.reap_node(self._node, keep=self._renderer.name)
+            self._has_greeted = True
+            log.info("took %d units of a predecessor back", returned, extra={"action": "node_reaped"})
+        report = self._describe()
+        # A worker that claims nothing reads no queue: its seats must not be counted on.
+        self._ledger.report(report if self._renderer.is_claiming else report.model_copy(update={"models": ()}))
+        if self._clock() >= self._reap_from_s:
+            self._ledger.reap()
+        self._feed()
+        self._rehint()
+
+    def _feed(self) -> None:
+        if self._renderer.is_claiming:
+            feed(self._ledger, self._app, self._models)
+
+    def _rehint(self) -> None:
+        """Send messages again for units that were handed out and are claimed by nobody."""
+        if not self._renderer.is_claiming:
+            return  # we may sit on their messages ourselves
+        for model in self._models:
+            is_idle = queue_length(self._app, model) == 0
+            hints = self._ledger.rehint(model, older_than_s=_VANISHED_AFTER_S if is_idle else _OVERDUE_AFTER_S)
+            publish(self._app, [(model, hint) for hint in hints])
+            if hints:
+                log.info("hinted %d units again", len(hints), extra={"action": "units_rehinted", "model": model})
+
+    def _keep_beating(self) -> None:
+        next_beat_s = self._clock()
+        while not self._stopped.is_set():
+            try:
+                if self._clock() >= next_beat_s:
+                    next_beat_s = self._clock() + self._lease_s / _BEATS_PER_LEASE
+                    self.beat()
+                else:
+                    self._feed()
+            except LedgerDown as error:
+                # Leases that ran out while nobody could renew them are not their holders' fault: when Redis is
+                # back, everybody gets the time to renew before anybody reaps.
+                self._reap_from_s = self._clock() + self._lease_s
+                next_beat_s = self._clock() + _OUTAGE_PAUSE_S
+                log.warning("no upkeep: %s", error, extra={"action": "ledger_down"})
+            except Exception:
+                log.exception("upkeep failed; going on", extra={"action": "upkeep_failed"})
+            self._nudge.wait(max(0.0, next_beat_s - self._clock()))
+            self._nudge.clear()
+
+    def _watch_cancellations(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                for job in self._ledger.cancellations(timeout_s=_WATCH_S):
+                    self._renderer.cancel(job)
+            except LedgerDown:  # what is missed meanwhile, the next renewal tells
+                self._stopped.wait(_OUTAGE_PAUSE_S)
+            except Exception:
+                log.exception("watching failed; going on", extra={"action": "upkeep_failed"})
+                self._stopped.wait(_OUTAGE_PAUSE_S)
