@@ -1,0 +1,133 @@
+"""Random Stable Diffusion models of some ten thousand weights, saved as diffusers saves real ones.
+
+They draw nothing, but run through the same classes and the same code as the real ones, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from farm.catalog import ModelRow
+from farm.jobs import Output, Reproducibility, Unit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIZE_PX = 32
+"""Native size: latents of 16 x 16, as the VAE has two levels."""
+
+_WIDTH = 16
+
+
+def save_tiny_sd15(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
+    """Save a random SD 1.5 to `folder` and return the folder; the same seed gives the same files."""
+    torch.manual_seed(seed)
+    _tokenizer().save_pretrained(folder / "tokenizer")
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(_vocabulary()),
+            hidden_size=_WIDTH,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=77,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=SIZE_PX // 2,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=SIZE_PX,
+    )
+    for name, part in (("text_encoder", text_encoder), ("unet", unet), ("vae", vae)):
+        part.save_pretrained(folder / name, safe_serialization=True)
+    config = {
+        "_class_name": "PNDMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "prediction_type": prediction_type,
+    }
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+    }
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config), "utf-8")
+    (folder / "model_index.json").write_text(json.dumps(index), "utf-8")
+    return folder
+
+
+def tiny_row(folder: Path, *, name: str = "tiny", **fields: object) -> ModelRow:
+    """Return a catalog row for a model saved in `folder`."""
+    row = {"name": name, "family": "sd15", "source": os.fspath(folder), "width": SIZE_PX, "height": SIZE_PX}
+    return ModelRow.model_validate({**row, "min_size": 8, **fields})
+
+
+def tiny_unit(**fields: object) -> Unit:
+    """Return a unit for the model `tiny`; override any field."""
+    defaults = {
+        "job": "job_test",
+        "index": 0,
+        "attempt": 1,
+        "model": "tiny",
+        "prompt": "a red circle",
+        "negative_prompt": "",
+        "seed": 1,
+        "num_inference_steps": 3,
+        "guidance_scale": 5.0,
+        "scheduler": "euler",
+        "width": SIZE_PX,
+        "height": SIZE_PX,
+        "reproducibility": Reproducibility.FAST,
+        "output": Output(),
+    }
+    return Unit(**{**defaults, **fields})
+
+
+def _vocabulary() -> dict[str, int]:
+    """Return CLIP's two special tokens and every letter, alone and at the end of a word."""
+    letters = [chr(code) for code in range(33, 127)]
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *[letter + "</w>" for letter in letters]]
+    return {token: number for number, token in enumerate(tokens)}
+
+
+def _tokenizer() -> CLIPTokenizer:
+    return CLIPTokenizer(vocab=_vocabulary(), merges=[], model_max_length=77)

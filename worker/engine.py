@@ -1,0 +1,427 @@
+"""The one thread that owns the device: admit, step, retire, and nothing else.
+
+Units come in through `submit` and leave through their futures. Who sits where and steps next is the roster's business
+(worker/scheduler.py), what happens to tensors is in worker/runs.py, which models are loaded in worker/residents.py.
+Decided here is what a failure costs: one unit where one unit is to blame, never its neighbours.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from farm.errors import FarmError, Fatal, ModelBroken, RenderFailed, Transient
+from worker.residents import Residents
+from worker.runs import Runs
+from worker.scheduler import DEFAULT_PATIENCE, Lane, Roster
+from worker.seat import BatchKey, Rendered, Seat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from farm.jobs import Hint, Unit
+    from worker.pipelines.base import Pipeline
+
+log: Final = logging.getLogger(__name__)
+
+
+class UnitCancelled(FarmError):
+    """The unit was cancelled before its image was finished."""
+
+
+class EngineStopped(Transient):
+    """The engine stopped, or lost its device, before the image was finished; another worker may render it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What the engine has done since it started, and what it is doing."""
+
+    steps: int
+    seat_steps: int  # seats taken, summed over steps; / (steps * max_batch) is the occupancy
+    busy_s: float
+    images: int
+    failed: int
+    oom_count: int
+    max_batch: int
+    waiting: int
+    running: int
+    caps: Mapping[str, int]  # by lane: seats that memory or the catalog turned out to allow, where not max_batch
+    resident_models: tuple[str, ...]
+
+
+class Engine:
+    """Renders units on one device, many at a time, each as if it were alone."""
+
+    def __init__(
+        self,
+        load: Callable[[str], Pipeline],
+        *,
+        max_batch: int,
+        max_resident_models: int = 1,
+        patience: int = DEFAULT_PATIENCE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._max_batch = max_batch
+        self._clock = clock
+        # The lock guards the roster and the counters. Device, runs and residents belong to the engine's thread alone,
+        # which never holds the lock while the device works.
+        self._lock = threading.Condition()
+        self._roster: Roster[BatchKey, Seat] = Roster(max_batch, patience=patience)
+        self._residents = Residents(load, max_models=max_resident_models, clock=clock)
+        self._runs = Runs(max_batch)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._closed: str | None = None  # why no more units are taken
+        self._deadline: float | None = None
+        self._given_up: list[Hint] = []
+        self._seat_steps = self._images = self._failed = self._oom_count = 0
+        self._busy_s = 0.0
+
+    # -- for other threads -------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread that owns the device."""
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether units are still taken: False after `stop`, and when the device was lost and the worker must go."""
+        return self._closed is None
+
+    def submit(self, unit: Unit) -> Future[Rendered]:
+        """Queue `unit`; its future ends with the image, RenderFailed, ModelBroken, UnitCancelled or EngineStopped.
+
+        Raises EngineStopped when the engine takes no more units.
+        """
+        seat = Seat(unit, Future(), BatchKey.of(unit), submitted_at_s=self._clock())
+        with self._lock:
+            if self._closed is not None:
+                raise EngineStopped(self._closed)
+            self._roster.join(seat.key, seat)
+            self._lock.notify_all()
+        return seat.future
+
+    def cancel(self, job: str, index: int | None = None) -> int:
+        """Cancel one unit of `job`, or all of them; return how many there were.
+
+        Waiting units are gone when this returns, running ones leave at the next step.
+        """
+        with self._lock:
+            affected = [
+                seat
+                for lane in self._roster
+                for seat in (*lane.waiting, *lane.seated)
+                if seat.unit.job == job and index in (None, seat.unit.index) and not seat.cancelled
+            ]
+            waiting = [seat for seat in affected if seat.slot < 0]
+            for seat in affected:
+                seat.cancelled = True
+            for seat in waiting:
+                self._roster.leave(seat.key, seat)
+        for seat in waiting:
+            _settle(seat, UnitCancelled("cancelled while it waited"))
+        return len(affected)
+
+    def progress(self) -> Mapping[Hint, tuple[int, int]]:
+        """Return model calls made and to make, for every unit that has a seat."""
+        with self._lock:
+            return {seat.unit.hint: (seat.call, seat.calls) for lane in self._roster for seat in lane.seated}
+
+    def stats(self) -> EngineStats:
+        """Return a snapshot of the counters."""
+        with self._lock:
+            return EngineStats(
+                steps=self._roster.steps,
+                seat_steps=self._seat_steps,
+                busy_s=self._busy_s,
+                images=self._images,
+                failed=self._failed,
+                oom_count=self._oom_count,
+                max_batch=self._max_batch,
+                waiting=sum(len(lane.waiting) for lane in self._roster),
+                running=sum(len(lane.seated) for lane in self._roster),
+                caps={str(key): cap for key, cap in self._roster.caps.items()},
+                resident_models=self._residents.names,
+            )
+
+    def stop(self, *, drain_s: float = 0) -> list[Hint]:
+        """Stop: give up waiting units at once and running ones after `drain_s`; return all that were given up.
+
+        Their futures end with EngineStopped. Returns when the thread has ended, at most one pass after the deadline.
+        """
+        with self._lock:
+            self._closed = self._closed or "the engine is stopping"
+            self._deadline = self._clock() + drain_s
+            waiting = [seat for lane in self._roster for seat in lane.waiting]
+            for seat in waiting:
+                self._roster.leave(seat.key, seat)
+            self._lock.notify_all()
+        self._give_up(waiting, self._closed)
+        if self._thread.is_alive():
+            self._thread.join()
+        return list(self._given_up)
+
+    # -- the engine's thread -----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """Make passes until it is time to stop; whatever ends this thread, no future is left hanging."""
+        try:
+            with torch.inference_mode():
+                while (lane := self._next_lane()) is not None:
+                    self._pass(lane)
+        except torch.AcceleratorError as error:
+            # A kernel faulted: every later call on this CUDA context fails too, through no fault of the units.
+            self._closed = f"the device is lost: {error}"
+            log.critical(self._closed, extra={"action": "device_lost"})
+        finally:
+            with self._lock:
+                self._closed = self._closed or "the engine's thread has died"
+                rest = [seat for lane in self._roster for seat in (*lane.waiting, *lane.seated)]
+                for seat in rest:
+                    self._roster.leave(seat.key, seat)
+            self._give_up(rest, self._closed)
+
+    def _next_lane(self) -> Lane[BatchKey, Seat] | None:
+        """Wait for work and return the lane that steps next; None when it is time to stop."""
+        while True:
+            self._drop_cancelled()
+            with self._lock:
+                if self._deadline is not None and (self._roster.is_empty or self._clock() >= self._deadline):
+                    return None
+                residents = self._residents
+                lane = self._roster.next_lane(residents.names, has_room=residents.has_room)
+                if lane is not None:
+                    return lane
+                self._lock.wait()
+
+    def _pass(self, lane: Lane[BatchKey, Seat]) -> None:
+        """Give free seats of `lane` to those who wait, make one step, hand out what is finished."""
+        pipeline = self._resident(lane)
+        if pipeline is not None:
+            self._admit(lane, pipeline)
+            self._step(lane, pipeline)
+            self._retire(lane, pipeline)
+        with self._lock:
+            self._runs.keep_only([lane.key for lane in self._roster])
+
+    def _admit(self, lane: Lane[BatchKey, Seat], pipeline: Pipeline) -> None:
+        with self._lock:
+            newcomers = lane.take_seats()
+        for seat in newcomers:
+            seat.queued_s = self._clock() - seat.submitted_at_s
+            # From here on the future's owner cannot cancel it behind our back.
+            if not seat.future.set_running_or_notify_cancel():
+                seat.cancelled = True
+                continue
+            with self._busy(pipeline) as elapsed:
+                self._attempt(lane, [seat], lambda seats: self._runs.begin(pipeline, seats[0]))
+            seat.encode_s += elapsed()
+            seat.gpu_s += elapsed()
+        self._drop_cancelled()
+
+    def _step(self, lane: Lane[BatchKey, Seat], pipeline: Pipeline) -> None:
+        riders = lane.aboard
+        if not riders:
+            return
+
+        def advance(seats: list[Seat]) -> None:
+            self._runs.advance(pipeline, lane.key, seats, lane.cap if lane.key.is_invariant else None)
+
+        with self._busy(pipeline) as elapsed:
+            self._attempt(lane, riders, advance, is_batch=True)
+        for seat in riders:
+            seat.denoise_s += elapsed()
+            seat.gpu_s += elapsed() / len(riders)
+            seat.calls_made += 1
+            seat.company += len(riders)
+        with self._lock:
+            self._roster.stepped(lane)
+            self._seat_steps += len(riders)
+
+    def _retire(self, lane: Lane[BatchKey, Seat], pipeline: Pipeline) -> None:
+        self._drop_cancelled()
+        for seat in lane.seated:
+            if seat.is_done:
+                self._attempt(lane, [seat], partial(self._finish, lane, pipeline))
+
+    def _finish(self, lane: Lane[BatchKey, Seat], pipeline: Pipeline, seats: list[Seat]) -> None:
+        """Decode one finished seat and hand out its image; a ruined one is rendered once more."""
+        seat = seats[0]
+        with self._busy(pipeline) as elapsed:
+            pixels, flaw = self._runs.decode(pipeline, seat)
+        seat.decode_s += elapsed()
+        seat.gpu_s += elapsed()
+        if flaw is not None:
+            # Memory without ECC flips bits, so once is chance; twice is the model's or the request's doing.
+            if seat.reruns:
+                raise RenderFailed(f"the image came out {flaw}, twice")
+            log.warning("an image came out %s", flaw, extra={"action": "image_flawed", **_names(seat)})
+            seat.reruns += 1
+            seat.warnings.append(f"the image came out {flaw} and was rendered once more")
+            self._runs.restart(seat)
+            return
+        rendered = Rendered(
+            pixels=pixels,
+            timings=seat.timings(batch_shape=lane.cap if lane.key.is_invariant else None),
+            model_hash=pipeline.model_hash,
+            device=pipeline.device_name,
+            dtype=str(pipeline.dtype).removeprefix("torch."),
+            warnings=tuple(seat.warnings),
+        )
+        with self._lock:
+            self._roster.leave(seat.key, seat)
+            self._images += 1
+        _settle(seat, rendered)
+
+    def _resident(self, lane: Lane[BatchKey, Seat]) -> Pipeline | None:
+        """Return the lane's model, loading it if need be; None when it cannot be, and all its units have failed."""
+        model = lane.key.model
+        pipelines: list[Pipeline] = []
+        failure = _failure_of(lambda: pipelines.append(self._residents.get(model)))
+        if failure is not None and _is_out_of_memory(failure) and self._residents.keep_only(model):
+            failure = _failure_of(lambda: pipelines.append(self._residents.get(model)))
+        if failure is not None:
+            is_ours = isinstance(failure, (Fatal, Transient))
+            error = failure if is_ours else ModelBroken(f"model {model}: {failure}")
+            self._residents.remember_broken(model, error)
+            with self._lock:
+                lanes = [x for x in self._roster if x.key.model == model]
+                seats = [seat for x in lanes for seat in (*x.waiting, *x.seated)]
+            self._fail(seats, error)
+            return None
+        if (max_batch := pipelines[0].max_batch) is not None and max_batch < lane.cap:
+            with self._lock:
+                self._roster.limit(lane, max_batch)
+        return pipelines[0]
+
+    # -- what failures cost ------------------------------------------------------------------------------------------
+
+    def _attempt(
+        self,
+        lane: Lane[BatchKey, Seat],
+        seats: list[Seat],
+        work: Callable[[list[Seat]], None],
+        *,
+        is_batch: bool = False,
+    ) -> None:
+        """Do `work` on `seats`; if it fails, on ever smaller halves, until whoever is to blame stands alone and fails.
+
+        A work that fails leaves the runs as they were, so the innocent half just does it again.
+        """
+        failure = _failure_of(partial(work, seats))
+        if failure is None:
+            return
+        if _is_out_of_memory(failure):
+            num_rows = lane.cap if is_batch and lane.key.is_invariant else len(seats)
+            if self._make_room(lane, num_rows):
+                if lane.key.is_invariant:
+                    # Every image must be made at one shape throughout, hence from its beginning.
+                    self._restart_all(lane)
+                    return
+                if len(seats) == 1:
+                    self._attempt(lane, seats, work, is_batch=is_batch)
+                    return
+        if len(seats) == 1:
+            self._fail(seats, failure)
+            return
+        middle = len(seats) // 2
+        self._attempt(lane, seats[:middle], work, is_batch=is_batch)
+        self._attempt(lane, seats[middle:], work, is_batch=is_batch)
+
+    def _make_room(self, lane: Lane[BatchKey, Seat], num_rows: int) -> bool:
+        """Answer running out of memory with `num_rows` seats; return whether another try stands a chance.
+
+        Models of other lanes go first; if there are none, steps of this lane carry half as many seats from now on.
+        """
+        log.warning("out of memory at %d seats of %s", num_rows, lane.key, extra={"action": "out_of_memory"})
+        has_unloaded = self._residents.keep_only(lane.key.model)
+        with self._lock:
+            self._oom_count += 1
+            if num_rows > 1 and not has_unloaded:
+                self._roster.limit(lane, num_rows // 2)
+        return has_unloaded or num_rows > 1
+
+    def _restart_all(self, lane: Lane[BatchKey, Seat]) -> None:
+        for seat in lane.seated:
+            seat.warnings.append(f"out of memory: rendered anew at a batch shape of {lane.cap}")
+            self._runs.restart(seat)
+
+    def _fail(self, seats: list[Seat], error: Exception) -> None:
+        if not isinstance(error, (Fatal, Transient)):
+            error = RenderFailed(str(error) if isinstance(error, FarmError) else f"{type(error).__name__}: {error}")
+        for seat in seats:
+            with self._lock:
+                if not self._roster.leave(seat.key, seat):
+                    continue  # cancelled or given up meanwhile, by another thread
+                self._failed += 1
+            log.error("unit failed: %s", error, extra={"action": "unit_failed", **_names(seat)})
+            _settle(seat, error)
+
+    def _drop_cancelled(self) -> None:
+        """Take cancelled seats out of all lanes."""
+        with self._lock:
+            dropped = [seat for lane in self._roster for seat in lane.seated if seat.cancelled]
+            for seat in dropped:
+                self._roster.leave(seat.key, seat)
+        for seat in dropped:
+            _settle(seat, UnitCancelled("cancelled while it ran"))
+
+    def _give_up(self, seats: Iterable[Seat], reason: str) -> None:
+        for seat in seats:
+            self._given_up.append(seat.unit.hint)
+            _settle(seat, EngineStopped(reason))
+
+    @contextmanager
+    def _busy(self, pipeline: Pipeline) -> Iterator[Callable[[], float]]:
+        """Count the time within as the device's; what this yields tells the seconds afterwards."""
+        elapsed_s = 0.0
+        started = self._clock()
+        try:
+            yield lambda: elapsed_s
+        finally:
+            # Kernels run behind our back. Waiting for them costs one launch per step, and makes every number true.
+            if pipeline.device.type == "cuda":
+                torch.cuda.synchronize(pipeline.device)
+            elapsed_s = self._clock() - started
+            with self._lock:
+                self._busy_s += elapsed_s
+
+
+def _failure_of(work: Callable[[], None]) -> Exception | None:
+    """Do `work` and return what it raised, None when all went well. A lost device is not returned but raised."""
+    try:
+        work()
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:  # the engine outlives whatever a model, a driver or a unit does
+        if not isinstance(error, FarmError):
+            log.debug("caught by the engine", exc_info=True)
+        # The traceback would keep the failed forward's activations in memory while we try again.
+        return error.with_traceback(None)
+    return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # The CPU's allocator has no class of its own for this.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _settle(seat: Seat, outcome: Rendered | Exception) -> None:
+    """End the seat's future, unless its owner has cancelled it."""
+    with suppress(InvalidStateError):
+        if isinstance(outcome, Rendered):
+            seat.future.set_result(outcome)
+        else:
+            seat.future.set_exception(outcome)
+
+
+def _names(seat: Seat) -> dict[str, object]:
+    return {"job": seat.unit.job, "unit": seat.unit.index, "model": seat.unit.model}

@@ -1,0 +1,1 @@
+"""Models on a device: one class per family, and the loading of their weights."""

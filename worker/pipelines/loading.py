@@ -1,0 +1,141 @@
+"""From a catalog row to a pipeline on a device: find the files, hash them, load them, or say clearly why not.
+
+Only safetensors are read, never pickle. Every failure is a ModelBroken that names model, source and reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from farm.errors import ModelBroken
+from worker.pipelines.sd15 import Sd15Pipeline
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from farm.catalog import ModelRow
+
+_WEIGHT_FOLDERS: Final = ("text_encoder", "unet", "vae")
+_PICKLE_SUFFIXES: Final = (".bin", ".ckpt", ".pt", ".pth")
+_HASH_CHUNK_BYTES: Final = 1 << 22
+
+_hashes: dict[tuple[str, int, int], str] = {}
+"""Digest of a file by path, mtime and size: reloading a model must not read gigabytes twice."""
+
+
+def load_pipeline(
+    row: ModelRow, *, models_dir: Path, device: torch.device, device_name: str | None = None
+) -> Sd15Pipeline:
+    """Load the model of `row` onto `device`: fp16 on CUDA, fp32 on a CPU.
+
+    Raises ModelBroken, naming model, source and reason.
+    """
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    try:
+        folder = _find_folder(row, models_dir)
+        weights = _find_weights(folder)
+        model_hash = hash_weights(folder, weights)
+        return Sd15Pipeline(
+            name=row.name,
+            tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+            text_encoder=_load_part(CLIPTextModel, folder / "text_encoder", dtype=dtype),
+            unet=_load_part(UNet2DConditionModel, folder / "unet", torch_dtype=dtype),
+            vae=_load_part(AutoencoderKL, folder / "vae", torch_dtype=dtype),
+            scheduler_config=json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8")),
+            model_hash=model_hash,
+            device=device,
+            device_name=device_name or _kind(device),
+            dtype=dtype,
+            max_batch=row.max_batch,
+        )
+    except torch.OutOfMemoryError:
+        raise  # the engine can make room
+    # What transformers and diffusers raise for a broken folder is any of these.
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelBroken(f"model {row.name} ({row.source}): {reason}") from error
+
+
+def hash_weights(folder: Path, weights: list[Path]) -> str:
+    """Return the sha256, hex, over the digests of `weights` in order of their path in `folder`."""
+    whole = hashlib.sha256()
+    for path in sorted(weights):
+        whole.update(f"{path.relative_to(folder).as_posix()} {_hash_file(path)}\n".encode())
+    return whole.hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    status = path.stat()
+    key = (str(path.resolve()), status.st_mtime_ns, status.st_size)
+    if key not in _hashes:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(_HASH_CHUNK_BYTES):
+                digest.update(chunk)
+        _hashes[key] = digest.hexdigest()
+    return _hashes[key]
+
+
+def _find_folder(row: ModelRow, models_dir: Path) -> Path:
+    """Return the model's folder: local if there is one, else the hub's snapshot, downloaded when needed."""
+    from pathlib import Path  # noqa: PLC0415 - only here is a path made rather than given
+
+    local = models_dir / row.source  # an absolute source stays as it is
+    if local.is_dir():
+        return local
+    # `owner/name` may be a hub repository; anything else can only have been a folder.
+    if row.source.count("/") != 1 or row.source.startswith((".", "/")):
+        raise FileNotFoundError(f"there is no folder {local}")
+    try:
+        snapshot = DiffusionPipeline.download(
+            row.source,
+            revision=row.revision,
+            use_safetensors=True,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(f"there is no folder {local}, and the hub says: {reason}") from error
+    return Path(snapshot)
+
+
+def _find_weights(folder: Path) -> list[Path]:
+    """Return the safetensors of all parts, each seen to have an intact header."""
+    weights = []
+    for part in _WEIGHT_FOLDERS:
+        found = sorted((folder / part).glob("*.safetensors"))
+        if not found:
+            pickled = any(path.suffix in _PICKLE_SUFFIXES for path in (folder / part).glob("*"))
+            reason = "only pickled weights, which can run code" if pickled else "no weights"
+            raise FileNotFoundError(f"{folder / part} holds {reason}; safetensors are needed")
+        weights += found
+    for path in weights:
+        try:
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+        except SafetensorError as error:
+            raise ValueError(f"{path} is corrupt: {error}") from error
+    return weights
+
+
+def _load_part(cls: Any, folder: Path, **kwargs: Any) -> Any:
+    """Load one component; weights that its config calls for and the file lacks are an error, not random numbers."""
+    part, info = cls.from_pretrained(
+        folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **kwargs
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"{folder} lacks {len(missing)} weights, {missing[0]} first")
+    return part
+
+
+def _kind(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,0 +1,173 @@
+"""Who may sit with whom, and which lane steps next: pure bookkeeping, no tensors, no clock, no threads.
+
+Time is counted in steps. The rules, and the promise that follows from them:
+
+1. The next step goes to the lane with the oldest unfinished unit; among equally old ones to the fullest lane.
+2. A lane takes waiting units in the order they came, up to its cap; a step carries its oldest seats, up to its cap.
+3. Loading a model is dear, so a model that is not resident is called only when the resident ones have nothing left to
+   do, or after `patience` steps without a change of models; then it is the turn of the one that stepped least recently.
+
+So every step carries the oldest unfinished unit of the resident models, and nobody starves: with M models in demand,
+one of them resident at a time, a unit is finished at most M * R + (M - 1) * patience steps after it came, R being the
+steps still to be made, when it came, by the units of its model that are no younger than itself, itself included.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+DEFAULT_PATIENCE: Final = 200
+"""Steps that resident models keep the device while another one waits: some ten images' worth."""
+
+
+class Keyed(Protocol):
+    """What the roster needs of a batch key, apart from its being hashable."""
+
+    @property
+    def model(self) -> str:
+        """The model that units of this key need."""
+
+
+class Passenger(Protocol):
+    """What the roster keeps on a unit in the engine."""
+
+    arrived: int
+    slot: int
+
+
+K = TypeVar("K", bound=Keyed)
+P = TypeVar("P", bound=Passenger)
+
+
+class Lane(Generic[K, P]):
+    """The seats of one batch key and the queue before them."""
+
+    def __init__(self, key: K, num_slots: int, cap: int) -> None:
+        self.key = key
+        self.cap = cap
+        self.waiting: deque[P] = deque()
+        self._slots: list[P | None] = [None] * num_slots
+
+    @property
+    def seated(self) -> list[P]:
+        """Passengers with a seat, oldest first."""
+        return sorted((p for p in self._slots if p is not None), key=lambda p: p.arrived)
+
+    @property
+    def num_slots(self) -> int:
+        """Seats there are; `cap` may have fallen below."""
+        return len(self._slots)
+
+    @property
+    def aboard(self) -> list[P]:
+        """The passengers that the next step carries: at most `cap`, oldest first."""
+        return self.seated[: self.cap]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody sits or waits here."""
+        return not self.waiting and all(p is None for p in self._slots)
+
+    @property
+    def oldest(self) -> int:
+        """When the oldest passenger came, in steps. The lane must not be empty."""
+        return min(p.arrived for p in (*self.seated, *self.waiting))
+
+    @property
+    def demand(self) -> int:
+        """Seats that the next step would carry."""
+        return min(self.cap, len(self.seated) + len(self.waiting))
+
+    def take_seats(self) -> list[P]:
+        """Give free seats to those who wait, in order; return the newly seated."""
+        taken: list[P] = []
+        num_seated = len(self.seated)
+        for slot, occupant in enumerate(self._slots):
+            if not self.waiting or num_seated + len(taken) >= self.cap:
+                break
+            if occupant is None:
+                passenger = self.waiting.popleft()
+                passenger.slot = slot
+                self._slots[slot] = passenger
+                taken.append(passenger)
+        return taken
+
+    def leave(self, passenger: P) -> bool:
+        """Take `passenger` out, whether it waits or sits; return whether it was here."""
+        if passenger.slot >= 0:
+            self._slots[passenger.slot] = None
+            passenger.slot = -1
+        elif passenger in self.waiting:
+            self.waiting.remove(passenger)
+        else:
+            return False
+        return True
+
+
+class Roster(Generic[K, P]):
+    """All lanes of one device."""
+
+    def __init__(self, max_batch: int, *, patience: int = DEFAULT_PATIENCE) -> None:
+        if max_batch < 1:
+            raise ValueError(f"max_batch is {max_batch}, a lane needs at least one seat")
+        self.steps = 0
+        self.caps: dict[K, int] = {}  # outlives the lanes: what was learnt from running out of memory
+        self._max_batch = max_batch
+        self._patience = patience
+        self._lanes: dict[K, Lane[K, P]] = {}
+        self._last_step: dict[str, int] = {}  # per model: when it stepped last, or got work after having none
+        self._changed_at = 0
+
+    def __iter__(self) -> Iterator[Lane[K, P]]:
+        return iter(list(self._lanes.values()))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody sits or waits anywhere."""
+        return not self._lanes
+
+    def join(self, key: K, passenger: P) -> None:
+        """Queue `passenger` for the lane of `key`."""
+        if not any(lane.key.model == key.model for lane in self):
+            self._last_step[key.model] = self.steps
+        if key not in self._lanes:
+            self._lanes[key] = Lane(key, self._max_batch, self.caps.get(key, self._max_batch))
+        passenger.arrived = self.steps
+        self._lanes[key].waiting.append(passenger)
+
+    def leave(self, key: K, passenger: P) -> bool:
+        """Take `passenger` out of its lane and return whether it was there; an empty lane is gone."""
+        lane = self._lanes.get(key)
+        if lane is None or not lane.leave(passenger):
+            return False
+        if lane.is_empty:
+            del self._lanes[key]
+        return True
+
+    def next_lane(self, resident: Collection[str], *, has_room: bool = False) -> Lane[K, P] | None:
+        """Return the lane that steps next (rules 1 and 3), None when nobody sits or waits.
+
+        A lane of a model that is not `resident` is a demand to load it. With `has_room` that drives no other model
+        out, so that nobody's patience is asked for.
+        """
+        if has_room:
+            return min(self, key=lambda x: (x.oldest, -x.demand), default=None)
+        home = [lane for lane in self if lane.key.model in resident]
+        away = [lane for lane in self if lane.key.model not in resident]
+        if away and (not home or self.steps - self._changed_at >= self._patience):
+            self._changed_at = self.steps
+            return min(away, key=lambda x: (self._last_step[x.key.model], x.oldest, -x.demand))
+        return min(home, key=lambda x: (x.oldest, -x.demand), default=None)
+
+    def stepped(self, lane: Lane[K, P]) -> None:
+        """Count one step of `lane`."""
+        self.steps += 1
+        self._last_step[lane.key.model] = self.steps
+
+    def limit(self, lane: Lane[K, P], cap: int) -> None:
+        """Let steps of `lane` carry at most `cap` seats from now on; whoever sits keeps the seat."""
+        lane.cap = self.caps[lane.key] = max(1, min(lane.cap, cap))

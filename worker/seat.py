@@ -1,0 +1,126 @@
+"""One unit's place in a running batch: how far it is, and what comes out in the end.
+
+A Unit says what was asked and never changes; a Seat says how far it is and never leaves the engine; a Rendered is all
+that leaves it. Nothing here computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from farm.jobs import Reproducibility
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    import numpy as np
+    import torch
+
+    from farm.jobs import Unit
+    from worker.sampling import Schedule
+
+
+class BatchKey(NamedTuple):
+    """What units must share to sit in one lane.
+
+    Guided and unguided units sit apart, although a forward could carry both: a lane's rows are then a fixed multiple
+    of its seats, which `invariant` needs and which keeps the cost of a step predictable. Guidance scale, prompt, seed,
+    steps and scheduler are free to differ.
+    """
+
+    model: str
+    height: int
+    width: int
+    guided: bool
+    reproducibility: Reproducibility
+
+    @classmethod
+    def of(cls, unit: Unit) -> Self:
+        """Return the key of the lane where `unit` may sit."""
+        return cls(unit.model, unit.height, unit.width, unit.guided, unit.reproducibility)
+
+    @property
+    def is_invariant(self) -> bool:
+        """Whether forwards of this lane always run at one padded shape."""
+        return self.reproducibility is Reproducibility.INVARIANT
+
+    def __str__(self) -> str:
+        guidance = "guided" if self.guided else "unguided"
+        return f"{self.model} {self.width}x{self.height} {guidance} {self.reproducibility}"
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of one image went. Seconds of wall clock, except `gpu_s`."""
+
+    queued_s: float  # from submit to a seat
+    encode_s: float
+    denoise_s: float  # of the steps it rode, whoever rode along
+    decode_s: float
+    gpu_s: float  # its share of the device's busy time; the shares of all images sum to that time
+    steps: int  # model calls; samplers of second order take two per step asked for
+    mean_batch: float  # seats taken in the steps it rode, on average
+    batch_shape: int | None  # seats that every forward was padded to; None under `fast`
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One finished image and what it owes itself to."""
+
+    pixels: np.ndarray  # uint8 [h, w, 3]
+    timings: Timings
+    model_hash: str  # sha256 of the weights, hex
+    device: str
+    dtype: str
+    warnings: tuple[str, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """A unit in the engine, waiting (`slot` is -1) or seated. Owned by the engine's thread once it is seated."""
+
+    unit: Unit
+    future: Future[Rendered]
+    key: BatchKey
+    submitted_at_s: float
+    arrived: int = 0  # the roster's step count when it came
+    slot: int = -1
+    cancelled: bool = False
+
+    # -- the run: there once it has begun
+    schedule: Schedule = field(init=False, repr=False)
+    generator: torch.Generator = field(init=False, repr=False)
+    conditioning: object = field(default=None, repr=False)
+    noise: torch.Tensor | None = None  # drawn for the coming call, kept until that call has succeeded
+    call: int = 0  # model calls made
+    calls: int = 0  # and to make in all; 0 before the run has begun
+    reruns: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+    # -- the account
+    queued_s: float = 0.0
+    encode_s: float = 0.0
+    denoise_s: float = 0.0
+    decode_s: float = 0.0
+    gpu_s: float = 0.0
+    calls_made: int = 0
+    company: int = 0  # seats taken, summed over the calls made
+
+    @property
+    def is_done(self) -> bool:
+        """Whether only decoding is left."""
+        return 0 < self.calls == self.call
+
+    def timings(self, *, batch_shape: int | None) -> Timings:
+        """Return the account so far."""
+        return Timings(
+            queued_s=self.queued_s,
+            encode_s=self.encode_s,
+            denoise_s=self.denoise_s,
+            decode_s=self.decode_s,
+            gpu_s=self.gpu_s,
+            steps=self.calls,
+            mean_batch=self.company / max(1, self.calls_made),
+            batch_shape=batch_shape,
+        )
