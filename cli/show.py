@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -20,8 +21,12 @@ from rich.text import Text
 
 from cli.client import FINAL_STATES, total_of, unix_s
 
-console: Final = Console(highlight=False, soft_wrap=True)
-errors: Final = Console(stderr=True, highlight=False, soft_wrap=True)
+# A pipe has no width: what reads it wants whole ids, not what fits on eighty columns.
+_PIPE_COLUMNS: Final = 160
+console: Final = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
+errors: Final = Console(
+    stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else _PIPE_COLUMNS
+)
 
 STATE_STYLE: Final = {
     "queued": "yellow",
@@ -31,6 +36,7 @@ STATE_STYLE: Final = {
     "cancelled": "magenta",
     "stored": "green",
 }
+_ID_COLUMNS: Final = 24
 _MINUTE: Final = 60
 _HOUR: Final = 3600
 _DAY: Final = 86_400
@@ -104,21 +110,21 @@ def banner(*, url: str, s3: str, data: Path, workers: Sequence[Json], is_local: 
 def jobs_table(jobs: Sequence[Json]) -> Table:
     """Return the table of jobs."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("job", "state", "model"):
-        table.add_column(name, no_wrap=True)
-    for name in ("images", "failed", "rate", "left"):
+    table.add_column("job", no_wrap=True, min_width=_ID_COLUMNS)  # an id cut short is no id
+    table.add_column("state", no_wrap=True, min_width=len("rendering"))
+    table.add_column("model", no_wrap=True)
+    for name in ("images", "rate", "left", "age"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("age", justify="right", no_wrap=True)
-    table.add_column("labels")
+    table.add_column("labels", no_wrap=True, overflow="ellipsis")
     for job in jobs:
         counts = job.get("counts") or {}
+        failed = counts.get("failed")
         labels = " ".join(f"{key}={value}" for key, value in (job.get("labels") or {}).items())
         table.add_row(
             str(job.get("id")),
             state_text(job),
             escape(str(job.get("model", ""))),
-            f"{counts.get('stored', 0)}/{total_of(job)}",
-            str(counts.get("failed") or "-"),
+            f"{counts.get('stored', 0)}/{total_of(job)}" + (f", {failed} failed" if failed else ""),
             rate(job.get("images_per_s")),
             "-" if job.get("state") in FINAL_STATES else span(job.get("eta_s")),
             age(job.get("created_at")),

@@ -1,0 +1,82 @@
+"""Secrets, ports and the embedded servers' configuration."""
+
+import socket
+import stat
+
+import pytest
+
+from cli import embedded
+from cli.exits import CliError
+
+
+def test_secrets_are_made_once_and_private(tmp_path):
+    """A second start finds the same ones; nobody else can read them."""
+    first = embedded.load_secrets(tmp_path)
+    assert embedded.load_secrets(tmp_path) == first
+    assert stat.S_IMODE((tmp_path / "secrets.json").stat().st_mode) == 0o600
+    assert embedded.load_secrets(_folder(tmp_path, "other")) != first
+
+
+def _folder(parent, name):
+    folder = parent / name
+    folder.mkdir()
+    return folder
+
+
+def test_damaged_secrets_are_not_replaced(tmp_path):
+    """New keys would lock the farm out of its own data: say so instead."""
+    (tmp_path / "secrets.json").write_text('{"valkey_pass')
+    with pytest.raises(CliError, match=r"secrets\.json is damaged"):
+        embedded.load_secrets(tmp_path)
+    assert (tmp_path / "secrets.json").read_text() == '{"valkey_pass'
+
+
+def test_ports_are_kept_while_they_are_free(tmp_path):
+    """Signed URLs of yesterday name a port."""
+    assert embedded.load_ports(tmp_path) == embedded.load_ports(tmp_path)
+
+
+def test_ports_are_chosen_anew_when_somebody_took_one(tmp_path):
+    """A second farm, or anything else, may sit there now."""
+    first = embedded.load_ports(tmp_path)
+    with socket.create_server(("127.0.0.1", first.s3)):
+        second = embedded.load_ports(tmp_path)
+    assert second.s3 != first.s3
+
+
+def test_picked_ports_differ_and_are_free():
+    """No port is given twice."""
+    ports = embedded.pick_ports(40)
+    assert len(set(ports)) == 40
+    assert all(embedded.is_free("127.0.0.1", port) for port in ports)
+
+
+def test_valkey_loses_nothing(tmp_path):
+    """The settings the ledger's promises rest on, in a file nobody else reads."""
+    secret, ports = embedded.load_secrets(tmp_path), embedded.load_ports(tmp_path)
+    spec = embedded.valkey_spec(tmp_path, secret, ports)
+    conf = tmp_path / "valkey" / "valkey.conf"
+    lines = conf.read_text().splitlines()
+    expected = {"appendonly yes", "appendfsync always", "maxmemory-policy noeviction", "bind 127.0.0.1"}
+    assert expected < set(lines)
+    assert stat.S_IMODE(conf.stat().st_mode) == 0o600
+    assert secret.valkey_password not in " ".join(spec.argv)
+
+
+def test_seaweedfs_stays_at_home(tmp_path):
+    """Loopback only, no telemetry, every port ours, keys not among the arguments."""
+    secret, ports = embedded.load_secrets(tmp_path), embedded.load_ports(tmp_path)
+    argv = embedded.seaweedfs_spec(tmp_path, secret, ports).argv
+    assert {"-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"} < set(argv)
+    assert {f"-s3.port={ports.s3}", f"-s3.port.grpc={ports.s3_grpc}", f"-admin.port.grpc={ports.admin_grpc}"} < set(
+        argv
+    )
+    assert secret.s3_secret_key not in " ".join(argv)
+
+
+def test_settings_point_at_the_embedded_servers(tmp_path):
+    """Every name is a setting of the farm."""
+    from farm.settings import Settings  # noqa: PLC0415  only here
+
+    env = embedded.farm_env(embedded.load_secrets(tmp_path), embedded.load_ports(tmp_path))
+    assert {name.removeprefix("FARM_").lower() for name in env} < set(Settings.model_fields)

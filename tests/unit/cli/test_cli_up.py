@@ -1,0 +1,72 @@
+"""What `farm up` refuses before it starts anything."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from cli.embedded import pick_ports
+from cli.exits import CliError, Exit
+from cli.up import UpOptions, is_running, lock, models_dir, run_up
+
+
+def options(tmp_path, port):
+    """Return options of a farm on this machine."""
+    return UpOptions(host="127.0.0.1", port=port, data=tmp_path / "data", workers=1)
+
+
+def test_a_taken_port_is_told_and_nothing_started(tmp_path):
+    """The message names the port and a way out; the code tells scripts."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(CliError, match=f"port {port} on 127.0.0.1 is taken; choose another") as caught:
+            run_up(options(tmp_path, port))
+    assert caught.value.code is Exit.IN_USE
+    assert not (tmp_path / "data" / "valkey").exists()
+
+
+def test_data_serves_one_farm(tmp_path):
+    """A second farm on the same folder is refused, naming the process that has it."""
+    (tmp_path / "data").mkdir()
+    (port,) = pick_ports(1)
+    with (
+        lock(tmp_path / "data"),
+        pytest.raises(CliError, match=rf"in use by another `farm up` \(process {os.getpid()}\)"),
+    ):
+        run_up(options(tmp_path, port))
+
+
+def test_data_is_free_again_after_its_farm(tmp_path):
+    """The lock goes with its holder, whatever the file says."""
+    for _ in range(2):
+        with lock(tmp_path):
+            assert (tmp_path / "farm.lock").read_text() == str(os.getpid())
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),  # noqa: S104  not bound
+        ("::", "http://[::1]:80"),
+        ("::1", "http://[::1]:80"),
+        ("farm.local", "http://farm.local:80"),
+    ],
+)
+def test_the_url_is_one_that_a_client_here_can_use(host, url):
+    """An address to listen on is not always one to connect to."""
+    assert UpOptions(host=host, port=80, data=Path(), workers=None).url == url
+
+
+def test_a_dead_process_does_not_run():
+    """A number from a lock file may belong to nobody."""
+    assert is_running(str(os.getpid()))
+    assert not is_running("999999999")
+
+
+def test_models_are_those_of_the_environment_or_the_checkout(monkeypatch, tmp_path):
+    """FARM_MODELS_DIR wins; otherwise the weights that ship."""
+    assert models_dir().name == "models"
+    monkeypatch.setenv("FARM_MODELS_DIR", str(tmp_path))
+    assert models_dir() == tmp_path
