@@ -74,7 +74,7 @@ def echo(value: object) -> object:
         case None | bool():
             pass
         case int() if abs(value) > _LARGEST_EXACT_INT:
-            shown = _cut(str(value))
+            shown = cut(str(value))
         case float() if not math.isfinite(value):
             shown = str(value)
         case int() | float():
@@ -84,11 +84,12 @@ def echo(value: object) -> object:
         case dict():
             shown = f"an object of {len(value):,} fields" if value else {}
         case _:
-            shown = _cut(str(value))
+            shown = cut(str(value))
     return shown
 
 
-def _cut(text: str, limit: int = _MAX_VALUE_CHARS) -> str:
+def cut(text: str, limit: int = _MAX_VALUE_CHARS) -> str:
+    """Return `text`, or its beginning when it is longer than `limit` characters."""
     whole = text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"
     return whole.encode("utf-8", "replace").decode("utf-8")
 
@@ -126,7 +127,7 @@ def translate(
 
 
 def _path(loc: Sequence[object]) -> str | None:
-    return _cut(".".join(str(part) for part in loc), _MAX_FIELD_CHARS) if loc else None
+    return cut(".".join(str(part) for part in loc), _MAX_FIELD_CHARS) if loc else None
 
 
 def _explain(finding: Any, loc: Sequence[object], known: list[str] | None) -> tuple[str, list[str] | None]:

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
-from api.field_errors import MAX_ERRORS, FieldError, echo, translate
+from api.field_errors import MAX_ERRORS, FieldError, cut, echo, translate
 from farm.errors import (
     FarmError,
     IdempotencyConflict,
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 MEDIA_TYPE: Final = "application/problem+json"
 _METHODS: Final = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _RETRY_AFTER_S: Final = 5
-_MAX_INSTANCE_CHARS: Final = 300
+_MAX_TEXT_CHARS: Final = 300
 
 
 class Problem(BaseModel):
@@ -152,9 +152,9 @@ def _from_farm_error(error: FarmError) -> HttpProblem:
             return HttpProblem(STORAGE_DOWN, "try again shortly", headers={"Retry-After": str(_RETRY_AFTER_S)})
         case _:
             return HttpProblem(BROKEN, "the reason is in the API's log")
-    item = FieldError(field=error.field, value=echo(error.value), message=str(error), choices=error.choices)
-    detail = f"{error.field}: {error}" if error.field else str(error)
-    return HttpProblem(kind, str(echo(detail)) if len(detail) > _MAX_INSTANCE_CHARS else detail, errors=[item])
+    message = cut(str(error), _MAX_TEXT_CHARS)  # the farm's messages quote what they were given
+    item = FieldError(field=error.field, value=echo(error.value), message=message, choices=error.choices)
+    return HttpProblem(kind, f"{error.field}: {message}" if error.field else message, errors=[item])
 
 
 def answer(request: Request, problem: HttpProblem) -> JSONResponse:
@@ -165,7 +165,7 @@ def answer(request: Request, problem: HttpProblem) -> JSONResponse:
         title=kind.title,
         status=kind.status,
         detail=problem.detail,
-        instance=quote(request.url.path)[:_MAX_INSTANCE_CHARS],
+        instance=quote(request.url.path)[:_MAX_TEXT_CHARS],
         errors=problem.errors,
         **problem.members,
     )

@@ -1,0 +1,105 @@
+"""The API while servers that it needs are away: it says so, loses nothing, and recovers by itself."""
+
+import logging
+import urllib.request
+from dataclasses import replace
+
+import pytest
+from conftest import Api, api_settings, heartbeat
+
+from api.app import create_app
+from farm.queue import make_celery
+from farm.storage import Store
+from servers import free_ports, valkey
+
+JOB = {"model": "scenes", "prompts": ["a"]}
+
+
+@pytest.fixture
+def own_valkey():
+    """Return a Valkey that the test may kill."""
+    with valkey() as server:
+        yield server
+
+
+def test_every_endpoint_is_503_while_redis_is_away_and_recovers(own_valkey):
+    """Redis is killed for real: each endpoint that needs it answers 503 at once, and works again when it is back."""
+    with Api(create_app(api_settings(own_valkey.url))) as api:
+        job = api.post_job()
+        own_valkey.kill()
+        for method, path in (
+            ("POST", "/v1/jobs"),
+            ("GET", "/v1/jobs"),
+            ("GET", f"/v1/jobs/{job['id']}"),
+            ("GET", f"/v1/jobs/{job['id']}/images"),
+            ("GET", f"/v1/jobs/{job['id']}/images/0"),
+            ("DELETE", f"/v1/jobs/{job['id']}"),
+            ("GET", "/v1/throughput"),
+            ("GET", "/v1/workers"),
+            ("GET", "/v1/models"),
+        ):
+            answer = api.request(method, path, json=JOB if method == "POST" else None)
+            assert answer.status_code == 503, (method, path)
+            assert answer.json()["type"] == "urn:diffusion-farm:problem:ledger-down"
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert int(answer.headers["retry-after"]) >= 1
+        assert api.get("/healthz").status_code == 200
+        assert "farm_ledger_up 0.0" in api.get("/metrics").text
+
+        own_valkey.start()
+        assert api.get(f"/v1/jobs/{job['id']}").json()["id"] == job["id"]
+        assert api.post_job()["state"] == "queued"
+
+
+def test_readiness_names_who_is_away(own_valkey, s3):
+    """Ready with both; 503 names Redis when it is killed, and S3 when nobody listens there."""
+    with Api(create_app(api_settings(own_valkey.url, **s3))) as api:
+        answer = api.get("/readyz")
+        assert (answer.status_code, answer.json()["status"]) == (200, "ready")
+        assert api.parts.store.ready() is None, "a missing bucket is made"
+
+        own_valkey.kill()
+        checks = _not_ready(api)
+        assert (checks["redis"]["ok"], checks["s3"]["ok"]) == (False, True)
+
+        own_valkey.start()
+        nobody = f"http://127.0.0.1:{free_ports(1)[0]}"
+        api.app.state.parts = replace(
+            api.parts, store=Store.connect(api_settings(own_valkey.url, **{**s3, "s3_endpoint": nobody}))
+        )
+        checks = _not_ready(api)
+        assert (checks["redis"]["ok"], checks["s3"]["ok"]) == (True, False)
+        assert checks["s3"]["detail"]
+
+
+def _not_ready(api):
+    answer = api.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["type"].endswith("not-ready")
+    return answer.json()["checks"]
+
+
+def test_a_job_is_accepted_though_celery_cannot_be_told(make_api, caplog):
+    """Once the ledger has the job the POST succeeds; that the broker is away is logged."""
+    api = make_api()
+    nowhere = make_celery(api_settings(f"redis://127.0.0.1:{free_ports(1)[0]}/0"))
+    api.app.state.parts = replace(api.parts, celery=nowhere)
+    api.parts.ledger.report(heartbeat())
+    with caplog.at_level(logging.WARNING):
+        job = api.post_job(num_images_per_prompt=3)
+    assert job["total"] == 3
+    assert [record.action for record in caplog.records] == ["feed_failed"]
+    assert api.get(job["links"]["self"]).json()["counts"]["queued"] == 3
+
+
+def test_a_signed_url_fetches_the_image(make_api, s3):
+    """The URL that the API gives is one by which anybody can fetch the bytes that a worker stored."""
+    api = make_api(**s3, s3_public_endpoint=None)
+    url = api.post_job()["links"]["images"]
+    api.render()
+    api.parts.store.ensure_bucket()
+    image = api.get(url).json()["data"][0]
+    api.parts.store.put(image["key"], b"pixels", "image/png")
+    with urllib.request.urlopen(image["url"], timeout=10) as answer:  # noqa: S310  our own store
+        assert (answer.read(), answer.headers["Content-Type"]) == (b"pixels", "image/png")

@@ -1,0 +1,125 @@
+"""`python -m api` as a process: what only a real server and a real socket show."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from servers import free_ports
+
+
+class Served:
+    """A running `python -m api`."""
+
+    def __init__(self, port: int, process: subprocess.Popen) -> None:
+        self.port = port
+        self.process = process
+
+    def talk(self, *pieces: bytes, timeout_s: float = 10.0) -> tuple[int, bytes]:
+        """Send pieces until the server answers; return how many were sent, and the answer."""
+        num_sent, answer = 0, b""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s) as connection:
+            try:
+                for piece in pieces:
+                    connection.sendall(piece)
+                    num_sent += 1
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it answered and hung up
+            try:
+                while received := connection.recv(65536):
+                    answer += received
+            except ConnectionResetError:
+                pass
+        return num_sent, answer
+
+
+@pytest.fixture
+def served(redis_url, tmp_path):
+    """Return the API as a process, logging JSON."""
+    (port,) = free_ports(1)
+    env = {
+        **os.environ,
+        "FARM_REDIS_URL": redis_url,
+        "FARM_S3_ENDPOINT": "http://127.0.0.1:9",
+        "FARM_S3_ACCESS_KEY": "key",
+        "FARM_S3_SECRET_KEY": "secret",
+        "FARM_LOG_FORMAT": "json",
+        "FARM_MAX_BODY_BYTES": "1000000",
+    }
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "api", "--port", str(port)], env=env, stderr=log)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=1):
+                    break
+            except OSError:
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < deadline, "the API did not start"
+                time.sleep(0.05)
+        yield Served(port, process)
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def test_a_chunked_body_is_refused_before_it_has_been_sent(served):
+    """Of 50 MB without a declared length the server takes little more than its limit, and hangs up."""
+    head = b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"%x\r\n%b\r\n" % (100_000, b" " * 100_000)
+    num_sent, answer = served.talk(head, *[chunk] * 500)
+    assert num_sent < 200
+    assert answer.startswith(b"HTTP/1.1 413 ") or answer == b""  # a reset can overtake the answer
+    with_length = head.replace(b"Transfer-Encoding: chunked", b"Content-Length: 50000000")
+    _, answer = served.talk(with_length)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"application/problem+json" in answer
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /v1/jobs?before=%ff%fe%00 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"GET /v1/jobs/%ff%00%0d%0a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"GET /v1/models/%ed%a0%80 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nIdempotency-Key: \xff\xfe\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        b"nonsense\r\n\r\n",
+    ],
+)
+def test_bytes_that_no_client_should_send_are_the_clients_fault(served, head):
+    """Broken UTF-8 in paths, queries and headers gives a 2xx or 4xx, and the server lives on."""
+    _, answer = served.talk(head)
+    assert re.match(rb"HTTP/1\.1 [24]\d\d ", answer), answer[:300]
+    assert served.process.poll() is None
+
+
+def test_requests_are_logged_with_their_fields(served, tmp_path):
+    """Each request is one JSON line with an action; a path can not forge another line."""
+    served.talk(b"GET /v1/jobs/x%0a%7B%22action%22 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    requests = [line for line in lines if line.get("action") == "http_request"]
+    (logged,) = requests
+    assert (logged["method"], logged["status"], logged["route"]) == ("GET", 404, "/v1/jobs/{job_id}")
+    assert logged["path"] == "/v1/jobs/x%0A%7B%22action%22"
+    assert logged["duration_ms"] >= 0
+
+
+def test_it_stops_on_sigterm(served):
+    """SIGTERM ends the process in good order and soon."""
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(5) in (0, -signal.SIGTERM)
+
+
+def test_help_needs_no_settings():
+    """`--help` explains the arguments."""
+    told = subprocess.run([sys.executable, "-m", "api", "--help"], capture_output=True, text=True, check=True)
+    assert "--port" in told.stdout

@@ -1,0 +1,107 @@
+"""What the application promises before anything is connected."""
+
+import subprocess
+import sys
+
+import pytest
+
+from api.app import create_app
+from api.job_examples import JOB_SPEC_BODY
+from api.problems import Problem
+from api.report_schemas import Model, Readiness, Throughput
+from api.schemas import Image, Job
+from farm.catalog import Catalog
+from farm.errors import Fatal
+from farm.expand import expand
+from farm.jobs import JobSpec
+from farm.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def document():
+    """Return the OpenAPI document."""
+    return create_app(Settings()).openapi()
+
+
+def test_importing_the_api_leaves_torch_out():
+    """The API's image has no torch: importing and building the application must not want it."""
+    code = (
+        "import sys; from api.app import create_app; from farm.settings import Settings;"
+        "create_app(Settings()).openapi();"
+        "print([name for name in ('torch', 'diffusers', 'transformers', 'numpy', 'PIL') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_answer_that_is_no_success_is_documented_as_a_problem(document):
+    """No endpoint documents an error in any other form than problem+json."""
+    num_problems = 0
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            for status, response in operation["responses"].items():
+                if int(status) >= 400:
+                    num_problems += 1
+                    assert list(response["content"]) == ["application/problem+json"], (path, method, status)
+    assert num_problems > 20
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+def test_every_endpoint_is_described(document):
+    """Each operation has a summary, a text and a tag."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            assert operation["summary"]
+            assert operation["description"]
+            assert operation["tags"]
+
+
+def test_all_references_of_the_document_lead_somewhere(document):
+    """Schemas that are added by hand are there under the names that are used."""
+    schemas = document["components"]["schemas"]
+
+    def references(node):
+        if isinstance(node, dict):
+            yield from ([node["$ref"]] if isinstance(node.get("$ref"), str) else [])
+            for child in node.values():
+                yield from references(child)
+        elif isinstance(node, list):
+            for child in node:
+                yield from references(child)
+
+    for reference in references(document):
+        assert reference.removeprefix("#/components/schemas/") in schemas, reference
+
+
+@pytest.mark.parametrize("name", JOB_SPEC_BODY["content"]["application/json"]["examples"])
+def test_the_examples_of_bodies_are_jobs_that_would_be_accepted(name):
+    """What the documentation shows can be sent."""
+    example = JOB_SPEC_BODY["content"]["application/json"]["examples"][name]["value"]
+    spec = JobSpec.model_validate(example)
+    job = expand(
+        spec,
+        Catalog().row(spec.model),
+        job_id="job_x",
+        tenant="default",
+        created_at=0.0,
+        drawn_seed=1,
+        max_prompts=10,
+        max_images=10,
+    )
+    assert job.header.total > 0
+
+
+@pytest.mark.parametrize("schema", [Job, Image, Throughput, Model, Readiness, Problem])
+def test_the_examples_of_answers_fit_their_schemas(schema):
+    """What the documentation shows is what comes."""
+    for example in schema.model_config["json_schema_extra"]["examples"]:
+        told = schema.model_validate(example).model_dump(mode="json")
+        assert set(example) <= set(told)
+
+
+def test_a_broken_catalog_file_is_told_at_once(tmp_path):
+    """The process refuses to start rather than to answer every request with an error."""
+    broken = tmp_path / "catalog.toml"
+    broken.write_text("[[model]]\nname = 'x'\n")
+    with pytest.raises(Fatal, match=str(broken)):
+        create_app(Settings(catalog_file=broken))

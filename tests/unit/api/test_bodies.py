@@ -1,0 +1,111 @@
+"""Bodies, good and bad: whatever comes, it is a job or an error that names what is wrong."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from api.bodies import parse_job_spec
+from api.field_errors import echo, nul_in
+from api.problems import HttpProblem
+from farm.errors import Refused
+from farm.jobs import JobSpec
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+NEARLY = st.fixed_dictionaries(
+    {"model": st.just("scenes") | JUNK, "prompts": st.lists(st.text(max_size=5) | JUNK, max_size=4) | JUNK},
+    optional={name: JUNK for name in JobSpec.model_fields if name not in ("model", "prompts")} | {"stray": JUNK},
+)
+
+
+@given(JUNK | NEARLY)
+@settings(max_examples=300, deadline=None)
+def test_every_document_is_a_job_or_a_told_error(document):
+    """No JSON document makes the parser fail in a way of its own, and errors can be sent."""
+    body = json.dumps(document).encode()
+    match outcome_of(body):
+        case HttpProblem() as problem:
+            assert problem.kind.status in (400, 422)
+            assert problem.errors
+            for error in problem.errors:
+                assert error.message
+                assert len(error.model_dump_json()) < 3_000
+        case Refused() as refused:
+            assert refused.field is not None
+        case spec:
+            assert isinstance(spec, JobSpec)
+
+
+def outcome_of(body):
+    """Return the job that a body asks for, or the error it is answered with."""
+    try:
+        return parse_job_spec(body, max_prompts=3)
+    except (HttpProblem, Refused) as error:
+        return error
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_are_told_as_no_json(body):
+    """Bytes that are no JSON are the client's fault."""
+    with pytest.raises((HttpProblem, Refused)):
+        parse_job_spec(body, max_prompts=3)
+
+
+@given(JUNK)
+def test_what_is_echoed_is_short_and_valid_json(value):
+    """Whatever a client sent, what comes back of it is small and strict JSON."""
+    told = json.dumps(echo(value), allow_nan=False)
+    assert len(told.encode()) < 2_000
+
+
+@pytest.mark.parametrize("value", ["x" * 10**6, list(range(10**5)), {str(n): n for n in range(10**5)}, 10**4000, 1e400])
+def test_large_values_are_echoed_in_short(value):
+    """Nobody gets a megabyte back."""
+    assert len(json.dumps(echo(value), allow_nan=False)) < 200
+
+
+def test_a_form_of_a_prompt_is_told_apart_from_the_other():
+    """Errors of a prompt object speak of its fields, never of the string it could have been."""
+    body = b'{"model": "scenes", "prompts": ["a", {"prompt": "b", "width": 3, "seed": "x"}, {}]}'
+    with pytest.raises(HttpProblem) as raised:
+        parse_job_spec(body, max_prompts=10)
+    assert [(error.field, error.message) for error in raised.value.errors] == [
+        ("prompts.1.seed", "must be a whole number"),
+        ("prompts.1.width", "must be 8 to 16384"),
+        ("prompts.2.prompt", "is required"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"model": "scenes", "prompts": ["a"], **{f"x{n}": n for n in range(100_000)}},
+        {"model": "scenes", "prompts": ["a"], "labels": {f"x{n}": n for n in range(100_000)}},
+        {"model": "scenes", "prompts": [{"prompt": "a", **{f"x{n}": n for n in range(100_000)}}]},
+        {"model": "scenes", "prompts": [0] * 100_000},
+    ],
+)
+def test_a_document_too_broad_to_be_explained_is_refused_whole(document):
+    """A hundred thousand errors are not collected to show twenty."""
+    with pytest.raises((HttpProblem, Refused)) as raised:
+        parse_job_spec(json.dumps(document).encode(), max_prompts=10_000)
+    assert len(getattr(raised.value, "errors", ["one"])) == 1
+
+
+def test_nul_is_found_wherever_it_hides():
+    """The path of the first NUL is told, keys included."""
+    assert nul_in({"a": ["b", {"c": "\0"}]}) == "a.1.c"
+    assert nul_in({"a\0": "b"}) == '"a\\u0000"'
+    assert nul_in({"a": ["b", 1, None]}) is None
+
+
+def test_an_escaped_backslash_is_no_nul():
+    r"""A prompt that shows the six characters \u0000 is no NUL."""
+    spec = parse_job_spec(rb'{"model": "scenes", "prompts": ["a \\u0000 b"]}', max_prompts=10)
+    assert spec.prompts == ["a \\u0000 b"]
