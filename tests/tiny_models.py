@@ -19,8 +19,8 @@ from farm.jobs import Output, Reproducibility, Unit
 if TYPE_CHECKING:
     from pathlib import Path
 
-SIZE_PX = 32
-"""Native size: latents of 16 x 16, as the VAE has two levels."""
+SIZE_PX = 16
+"""Native size: latents of 8 x 8, as the VAE has two levels."""
 
 _WIDTH = 16
 
