@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from farm.errors import Fatal
-from farm.settings import Settings
-from worker.gpu import DeviceLock, Place, choose_place, occupy
+from worker.gpu import Device, DeviceLock, choose_device, read_memory, read_telemetry
 
 
 @pytest.fixture
@@ -22,7 +21,7 @@ def pretend(monkeypatch):
     def gpus(count):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-        properties = SimpleNamespace(name="NVIDIA GeForce RTX 4090", uuid="01234567-89ab")
+        properties = SimpleNamespace(name="NVIDIA GeForce RTX 4090", uuid="0123-45")
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
 
     return gpus
@@ -32,34 +31,31 @@ def pretend(monkeypatch):
 def test_cpu(pretend, wanted, count):
     """The CPU is taken when it is asked for, and when there is nothing else."""
     pretend(count)
-    place = choose_place(wanted)
-    assert (place.device, place.kind, place.uuid) == (torch.device("cpu"), "cpu", None)
-    assert place.node.endswith(":cpu")
+    assert choose_device(wanted) == Device(torch.device("cpu"), "cpu", None)
 
 
 @pytest.mark.parametrize("wanted", ["auto", "cuda"])
 def test_the_one_gpu(pretend, wanted):
-    """A visible GPU is taken, and its place is named after its UUID."""
+    """A visible GPU is taken, and known by its UUID."""
     pretend(1)
-    place = choose_place(wanted)
-    assert place.device == torch.device("cuda", 0)
-    assert (place.kind, place.uuid) == ("NVIDIA GeForce RTX 4090", "GPU-01234567-89ab")
-    assert place.node.endswith(":GPU-01234567")
-    assert choose_place(wanted, "desk").node == "desk"
+    device = choose_device(wanted)
+    assert device.torch == torch.device("cuda", 0)
+    assert device.kind == "NVIDIA GeForce RTX 4090"
+    assert device.id == "GPU-0123-45"
 
 
 def test_cuda_without_a_gpu_is_fatal(pretend):
     """Who demands CUDA does not get a CPU in secret."""
     pretend(0)
     with pytest.raises(Fatal, match="no CUDA device"):
-        choose_place("cuda")
+        choose_device("cuda")
 
 
 def test_several_gpus_are_fatal(pretend):
     """An unpinned worker says how to pin it."""
     pretend(2)
     with pytest.raises(Fatal, match=r"2 CUDA devices are visible.*CUDA_VISIBLE_DEVICES"):
-        choose_place("auto")
+        choose_device("auto")
 
 
 def test_second_owner_is_refused(tmp_path):
@@ -89,23 +85,11 @@ def test_lock_of_a_dead_process_is_free(tmp_path):
         pass
 
 
-def test_occupied_place_is_locked(tmp_path):
-    """Workers of one name cannot run at once; on a CPU, those of other names can."""
-    settings = Settings(device="cpu", worker_name="desk/1")
-    other = Settings(device="cpu", worker_name="desk/2")
-    with occupy(settings, lock_dir=tmp_path) as place, occupy(other, lock_dir=tmp_path):
-        assert place.node == "desk/1"
-        with pytest.raises(Fatal, match="desk_1"), occupy(settings, lock_dir=tmp_path):
-            pass
-    with occupy(settings, lock_dir=tmp_path):
-        pass
-
-
 def test_cpu_has_no_telemetry():
     """A CPU answers None rather than made-up numbers."""
-    place = choose_place("cpu")
-    assert place.telemetry() is None
-    assert place.memory() is None
+    device = choose_device("cpu")
+    assert read_telemetry(device) is None
+    assert read_memory(device) is None
 
 
 def test_telemetry_lives_with_what_the_card_reports(monkeypatch):
@@ -114,7 +98,7 @@ def test_telemetry_lives_with_what_the_card_reports(monkeypatch):
     def unsupported(*_):
         raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
 
-    place = Place("here", torch.device("cuda", 0), "NVIDIA GeForce RTX 4090", "GPU-1")
+    device = Device(torch.device("cuda", 0), "NVIDIA GeForce RTX 4090", "GPU-1")
     answers = {
         "nvmlInit": lambda: None,
         "nvmlDeviceGetHandleByUUID": lambda _: "handle",
@@ -125,9 +109,8 @@ def test_telemetry_lives_with_what_the_card_reports(monkeypatch):
     }
     for name, answer in answers.items():
         monkeypatch.setattr(pynvml, name, answer)
-    gpu = place.telemetry()
-    assert (gpu.name, gpu.uuid) == ("NVIDIA GeForce RTX 4090", "GPU-1")
-    assert (gpu.temperature_c, gpu.power_w, gpu.utilisation) == (71, None, 0.97)
-    assert (gpu.memory_used_bytes, gpu.memory_total_bytes) == (5 << 30, 24 << 30)
+    telemetry = read_telemetry(device)
+    assert (telemetry.temperature_c, telemetry.power_w, telemetry.utilisation_percent) == (71, None, 97)
+    assert (telemetry.memory_used_mib, telemetry.memory_total_mib) == (5 * 1024, 24 * 1024)
     monkeypatch.setattr(pynvml, "nvmlInit", unsupported)
-    assert place.telemetry() is None
+    assert read_telemetry(device) is None
