@@ -91,7 +91,7 @@ def test_a_chunked_body_is_refused_before_it_has_been_sent(served):
         b"GET /v1/jobs/%ff%00%0d%0a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
         b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
         b"GET /v1/models/%ed%a0%80 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nIdempotency-Key: \xff\xfe\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nIdempotency-Key: \xff\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
         b"nonsense\r\n\r\n",
     ],
 )
