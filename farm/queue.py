@@ -63,7 +63,7 @@ def make_celery(settings: Settings) -> Celery:
     """
     app = Celery("farm", broker=settings.redis_url, set_as_current=False)
     app.conf.update(
-        broker_transport=FarmTransport,
+        broker_transport=f"{__name__}:{FarmTransport.__name__}",
         broker_transport_options={
             "visibility_timeout": 3600,  # of messages; leases, not this, bring work back
             "socket_timeout": 10,

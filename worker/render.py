@@ -159,13 +159,14 @@ class Renderer:
         Raises UnitCancelled when the lease is lost meanwhile, EngineStopped when this worker has to go.
         """
         key = object_key(unit.job, unit.index, unit.output.format)
-        for pause_s in _pauses():
+        for attempt, pause_s in enumerate(_pauses()):
             if lease.is_lost:
                 raise UnitCancelled("not ours any more when it was finished")
             try:
                 self._store.put(key, data, CONTENT_TYPES[unit.output.format])
             except (StorageDown, Fatal) as error:  # Fatal: refused credentials, which are no fault of the unit
-                log.warning("an image waits for the storage: %s", error, extra={**_names(unit), "action": "put_failed"})
+                extra = {**_names(unit), "action": "put_failed"}
+                log.log(_once_loud(attempt), "an image waits for the storage: %s", error, extra=extra)
             else:
                 return
             if self._draining.wait(pause_s):
@@ -185,11 +186,11 @@ class Renderer:
 
     def _until_redis_answers(self, ask: Callable[[], _T]) -> _T | None:
         """Return the ledger's answer, however long Redis is away; None if this worker has to go before."""
-        for pause_s in _pauses():
+        for attempt, pause_s in enumerate(_pauses()):
             try:
                 return ask()
             except LedgerDown as error:
-                log.warning("waiting for Redis: %s", error, extra={"action": "ledger_down"})
+                log.log(_once_loud(attempt), "waiting for Redis: %s", error, extra={"action": "ledger_down"})
             if self._draining.wait(pause_s):
                 return None
         raise AssertionError("pauses never end")
@@ -225,6 +226,11 @@ def _pauses(first_s: float = 0.1, longest_s: float = 3.0) -> Iterator[float]:
     while True:
         yield pause_s * random.uniform(0.5, 1.0)  # noqa: S311  not a secret
         pause_s = min(pause_s * 2, longest_s)
+
+
+def _once_loud(attempt: int) -> int:
+    """Return the level of a complaint that would otherwise be repeated all through an outage."""
+    return logging.DEBUG if attempt else logging.WARNING
 
 
 def _names(unit: Unit) -> dict[str, object]:

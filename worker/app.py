@@ -1,0 +1,311 @@
+"""Builds a worker and runs it under Celery until it is told to go. The only file in worker/ that knows Celery.
+
+Everything is built before Celery starts, in plain order, in `run`; nothing forks. Celery's part is small: it reads
+messages, hands each to a thread, and tells us when it stops, for whatever reason. Signals ask it to (SIGTERM; SIGINT,
+SIGHUP and SIGQUIT mean the same here), and so do we when the engine has lost its device, to make room for a new
+process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from celery import bootsteps, signals
+
+from farm.catalog import load_catalog
+from farm.errors import FarmError, LedgerDown, StorageDown
+from farm.jobs import Hint
+from farm.ledger import Ledger
+from farm.ledger.records import Gpu, WorkerReport
+from farm.logs import configure_logging
+from farm.queue import RENDER_TASK, make_celery, queues
+from farm.settings import Settings
+from farm.storage import Store
+from worker.engine import Engine
+from worker.gpu import Device, DeviceLock, choose_device, read_telemetry
+from worker.pipelines.loading import load_pipeline
+from worker.render import Renderer
+from worker.upkeep import Upkeep
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from celery import Celery
+
+    from farm.catalog import Catalog
+
+log: Final = logging.getLogger(__name__)
+
+_SPARE_THREADS: Final = 2
+"""Threads beyond the seats: they claim, encode and put while others render. Measured: more bring nothing."""
+_WATCH_ENGINE_S: Final = 0.5
+_DRAIN_LIMIT_S: Final = 15.0
+"""Longest drain. Leases that it leaves behind go back when the next worker takes this place."""
+
+
+def main() -> int:
+    """Read the settings and run one worker; return its exit code."""
+    settings = Settings()
+    configure_logging(level=settings.log_level, log_format=settings.log_format)
+    logging.captureWarnings(capture=True)
+    for noisy in ("celery.worker.strategy", "celery.app.trace"):  # a line for each message; ours tell more
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return run(settings)
+    except FarmError as error:
+        log.critical("this worker cannot start: %s", error, extra={"action": "worker_refused"})
+        return 2
+
+
+def run(settings: Settings) -> int:
+    """Build everything, from the device up, and work until drained."""
+    device = choose_device(settings.device)
+    if settings.torch_threads:
+        torch.set_num_threads(settings.torch_threads)
+    node = settings.worker_name or default_node(device)
+    with ExitStack() as locks:
+        for lock in locks_of(node, device, settings):
+            locks.enter_context(lock)
+        catalog = load_catalog(settings.catalog_file)
+        models = served_models(settings.worker_models, catalog)
+        name = f"{node}#{secrets.token_hex(4)}"
+        ledger = Ledger.connect(settings)
+        store = Store.connect(settings)
+        prepare_bucket(store)
+        engine = Engine(
+            lambda model: load_pipeline(
+                catalog.row(model),
+                models_dir=settings.models_dir,
+                device=device.torch,
+                device_name=device.kind,
+            ),
+            max_batch=settings.max_batch,
+            max_resident_models=settings.max_resident_models,
+        )
+        more_room = threading.Event()
+        renderer = Renderer(
+            name,
+            ledger=ledger,
+            engine=engine,
+            store=store,
+            max_undelivered=settings.max_undelivered,
+            on_claim=more_room.set,
+        )
+        app = make_celery(settings)
+        upkeep = Upkeep(
+            node,
+            ledger=ledger,
+            renderer=renderer,
+            app=app,
+            models=models,
+            describe=Description(name, node, device, models, engine, renderer).report,
+            lease_s=settings.lease_s,
+            nudge=more_room,
+        )
+        drain = Drain(renderer, engine)
+        engine.start()
+        drain.start()
+        upkeep.start()
+        log.info("worker %s is ready", name, extra={"action": "worker_ready", "device": device.kind})
+        consume(app, node, models, renderer, drain, num_threads=settings.max_batch + _SPARE_THREADS)
+        drain.finish()
+        upkeep.stop()
+        say_goodbye(ledger, name)
+        return 1 if drain.lost_device else 0
+
+
+def default_node(device: Device) -> str:
+    """Return a name for this device that outlives its workers: host and GPU, or host and `cpu0`."""
+    return f"{socket.gethostname()}:{device.id[: len('GPU-12345678')].lower() if device.uuid else 'cpu0'}"
+
+
+def locks_of(node: str, device: Device, settings: Settings) -> list[DeviceLock]:
+    """Return the locks that prove us alone: on this GPU, in any farm, and under this name, in this farm."""
+    folder = Path(tempfile.gettempdir()) / f"diffusion-farm-{os.getuid()}"
+    farm_and_node = f"{settings.redis_url} {node}"
+    name = DeviceLock(folder, f"node-{hashlib.sha256(farm_and_node.encode()).hexdigest()[:16]}")
+    return [DeviceLock(folder, device.id), name] if device.uuid else [name]
+
+
+def served_models(names: str, catalog: Catalog) -> tuple[str, ...]:
+    """Return the models to serve, of a comma-separated list or all; raises UnknownModel for one that is not there."""
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    return tuple(catalog.row(name).name for name in chosen) if chosen else tuple(catalog.names)
+
+
+def prepare_bucket(store: Store) -> None:
+    """Create the bucket if it is missing. Storage that is away may come later; refused credentials are Fatal."""
+    try:
+        store.ensure_bucket()
+    except StorageDown as error:
+        log.warning("starting without storage: %s", error, extra={"action": "storage_down"})
+
+
+@dataclass(frozen=True)
+class Description:
+    """What this worker says of itself with every heartbeat."""
+
+    name: str
+    node: str
+    device: Device
+    models: tuple[str, ...]
+    engine: Engine
+    renderer: Renderer
+    started_at: float = field(default_factory=time.time)
+
+    def report(self) -> WorkerReport:
+        """Return how things are now."""
+        stats = self.engine.stats()
+        return WorkerReport(
+            name=self.name,
+            node=self.node,
+            pid=os.getpid(),
+            device=self.device.kind,
+            models=self.models,
+            resident=stats.resident_models,
+            max_batch=stats.max_batch,
+            running=stats.running,
+            waiting=stats.waiting,
+            undelivered=self.renderer.num_undelivered,
+            steps=stats.steps,
+            seat_steps=stats.seat_steps,
+            busy_s=stats.busy_s,
+            images=stats.images,
+            failures=self.renderer.num_failures,
+            oom_count=stats.oom_count,
+            started_at=self.started_at,
+            gpu=read_gpu(self.device),
+        )
+
+
+def read_gpu(device: Device) -> Gpu | None:
+    """Return the GPU's telemetry as the ledger keeps it; None on a CPU."""
+    now = read_telemetry(device)
+    if now is None:
+        return None
+    return Gpu(
+        uuid=now.uuid,
+        name=device.kind,
+        temperature_c=now.temperature_c,
+        power_w=now.power_w,
+        utilisation=None if now.utilisation_percent is None else now.utilisation_percent / 100,
+        memory_used_bytes=None if now.memory_used_mib is None else now.memory_used_mib << 20,
+        memory_total_bytes=None if now.memory_total_mib is None else now.memory_total_mib << 20,
+    )
+
+
+class Drain:
+    """Gives everything back and stops the engine, on a thread of its own, while Celery waits for its threads."""
+
+    def __init__(self, renderer: Renderer, engine: Engine) -> None:
+        self._renderer = renderer
+        self._engine = engine
+        self._asked = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="drain", daemon=True)
+        self.lost_device = False
+
+    def start(self) -> None:
+        """Wait for `ask` in the background, and for the engine to lose its device."""
+        self._thread.start()
+
+    def ask(self) -> None:
+        """Begin to drain, unless that has begun."""
+        self._asked.set()
+
+    def finish(self) -> None:
+        """Drain and return when the engine has stopped."""
+        self.ask()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._asked.wait(_WATCH_ENGINE_S):
+            if not self._engine.is_alive and not self.lost_device:
+                self.lost_device = True
+                os.kill(os.getpid(), signal.SIGTERM)
+        log.info("draining: giving back what is not finished", extra={"action": "worker_draining"})
+        watchdog = threading.Timer(_DRAIN_LIMIT_S, _give_up)
+        watchdog.daemon = True
+        watchdog.start()
+        self._renderer.drain()
+        self._engine.stop()
+
+
+def consume(
+    app: Celery, node: str, models: Sequence[str], renderer: Renderer, drain: Drain, *, num_threads: int
+) -> None:
+    """Read the queues of `models` until a signal ends it and every thread has returned."""
+
+    @app.task(name=RENDER_TASK)  # type: ignore[untyped-decorator]  # celery ships no types
+    def render(*arguments: object, **_: object) -> None:
+        hint = read_hint(arguments)
+        if hint is None:
+            log.error("dropped an unreadable message", extra={"action": "message_unreadable"})
+        else:
+            renderer.render(hint)
+
+    class DrainStep(bootsteps.StartStopStep):  # type: ignore[misc]
+        """Drains when Celery begins to stop, before it waits for its threads."""
+
+        def close(self, _worker: object) -> None:
+            drain.ask()
+
+    app.conf.task_queues = queues(models)
+    app.steps["worker"].add(DrainStep)
+    signals.setup_logging.connect(_keep_our_logging)
+    signals.worker_ready.connect(_all_signals_drain)
+    worker: Any = app.Worker(
+        hostname=f"farm@{node}",
+        pool="threads",
+        concurrency=num_threads,
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,  # of events that nobody reads: ours goes to the ledger
+        quiet=True,
+    )
+    worker.start()
+
+
+def read_hint(arguments: Sequence[object]) -> Hint | None:
+    """Return the hint that a message's arguments say, None when they say none."""
+    match arguments:
+        case [str(job), int(index), int(attempt)] if index >= 0 and attempt >= 1:
+            return Hint(job, index, attempt)
+        case _:
+            return None
+
+
+def say_goodbye(ledger: Ledger, name: str) -> None:
+    """Take this worker off the list of the living, if Redis is there to hear it."""
+    try:
+        ledger.forget(name)
+    except LedgerDown as error:
+        log.warning("left without a word: %s", error, extra={"action": "ledger_down"})
+    log.info("worker %s has gone", name, extra={"action": "worker_gone"})
+
+
+def _keep_our_logging(**_: object) -> None:
+    """Keep Celery from configuring logging: it does not when somebody listens to this signal."""
+
+
+def _all_signals_drain(**_: object) -> None:
+    """Give every polite signal the meaning of SIGTERM; Celery's own meanings restart, or end without a drain."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.getsignal(signal.SIGTERM))
+
+
+def _give_up() -> None:
+    log.critical("the drain hangs; ending at once", extra={"action": "drain_hung"})
+    os._exit(1)
