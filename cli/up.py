@@ -99,6 +99,7 @@ def run_up(options: UpOptions) -> None:
     with lock(data) as lock_fd, StopSignal(until_eof=options.until_eof) as stop:
         if not embedded.is_free(options.host, options.port):
             raise CliError(port_taken(options), code=Exit.IN_USE)
+        (data / STATE_FILE).unlink(missing_ok=True)  # a killed farm could not
         secret = embedded.load_secrets(data)
         ports = embedded.load_ports(data)
         supervisor = Supervisor(note, lock_fd=lock_fd)
