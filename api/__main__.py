@@ -7,7 +7,7 @@ import argparse
 import uvicorn
 
 from api.app import create_app
-from api.logs import configure_logging
+from farm.logs import configure_logging
 from farm.settings import Settings
 
 _DRAIN_S = 10  # what a request may still take after SIGTERM

@@ -48,6 +48,9 @@ def parse_job_spec(body: bytes, *, max_prompts: int) -> JobSpec:
             field="body", value=echo(body[:_MAX_EXCERPT_BYTES].decode("utf-8", "replace")), message=message
         )
         raise HttpProblem(MALFORMED_JSON, f"the body {message}", errors=[found]) from error
+    if not isinstance(document, dict):
+        not_an_object = FieldError(field="body", value=echo(document), message="must be an object")
+        raise HttpProblem(INVALID_REQUEST, "the body must be an object", errors=[not_an_object])
     _check_breadth(document, max_prompts=max_prompts)
     try:
         # Strict: "512" is no number and true is no 1. From bytes, because strict enums take strings only from JSON.
@@ -103,10 +106,8 @@ def _too_large(max_bytes: int, *, value: object) -> HttpProblem:
     )
 
 
-def _check_breadth(document: Any, *, max_prompts: int) -> None:
+def _check_breadth(document: dict[str, Any], *, max_prompts: int) -> None:
     """Refuse what is so broad that a list of what is wrong with it would be a burden in itself."""
-    if not isinstance(document, dict):
-        return
     prompts = document.get("prompts")
     items = prompts if isinstance(prompts, list) else []
     if len(items) > max_prompts:

@@ -124,7 +124,7 @@ def invalid(findings: ValidationError, *, document: object) -> HttpProblem:
 
 def _from_field_errors(errors: list[FieldError]) -> HttpProblem:
     first = errors[0]
-    detail = f"{first.field}: {first.message}" if first.field else f"the body {first.message}"
+    detail = f"{first.field}: {first.message}"
     if len(errors) > 1:
         detail += f" (and {len(errors) - 1:,} more)"
     return HttpProblem(INVALID_REQUEST, detail, errors=errors[:MAX_ERRORS])

@@ -18,7 +18,7 @@ schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi(), config
 @pytest.fixture(scope="module")
 def running(valkey_server, seaweed_server):
     """Return a client of an API on real servers, and what its paths may name: a job with images in several states."""
-    print(f"schemathesis seed {SEED}")
+    print(f"schemathesis seed {SEED}")  # noqa: T201  pytest shows it beside a failure
     valkey_server.flush()
     app = create_app(api_settings(valkey_server.url, **seaweed_server.credentials, s3_bucket="farm-contract"))
     with asgi.get_client(app) as client:

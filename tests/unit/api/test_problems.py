@@ -9,8 +9,8 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from api import problems
-from api.logs import JsonFormatter, TextFormatter
 from farm import errors
+from farm.logs import JsonFormatter, TextFormatter
 
 STATUSES = {
     errors.FarmError: (500, "internal-error"),
