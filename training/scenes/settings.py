@@ -15,7 +15,7 @@ class Settings:
     seed: int = 20
     threads: int = 2
     checkpoint_every_s: float = 120.0
-    sample_every_s: float = 600.0
+    sample_every_s: float = 480.0
 
     # the autoencoder
     vae_minutes: float = 25.0
@@ -28,32 +28,41 @@ class Settings:
     vae_crop_share: float = 0.6  # of the time, before whole drawings
     vae_batch: int = 16
     vae_kl: float = 1e-4  # on the mean divergence of a latent value
-    vae_thing_weight: float = 7.0
+    vae_crop_thing_weight: float = 7.0  # of a pixel of a thing, against one of the background
+    vae_thing_weight: float = 2.5
     vae_edge_weight: float = 1.0
 
     # the text encoder, taught to read scenes before it meets a picture
-    text_minutes: float = 5.0
+    text_minutes: float = 11.0
     text_width: int = 128
     text_layers: int = 3
     text_heads: int = 4
     text_tokens: int = 77
-    text_batch: int = 192
+    text_batch: int = 128
     text_lr: float = 1.5e-3
     vocabulary: int = 1400
 
     # the latents
-    latents: int = 36000
+    latents: int = 14000
     latents_batch: int = 16
 
-    # the UNet
-    unet_minutes: float = 75.0
-    unet_channels: tuple[int, ...] = (64, 96, 128)
+    # the UNet; the text encoder is done by now and stays as it is
+    unet_minutes: float = 60.0
+    unet_channels: tuple[int, ...] = (64, 128)
     unet_groups: int = 16
-    unet_head: int = 16
-    unet_batch: int = 48
+    unet_heads: int = 4
+    unet_batch: int = 32
     unet_lr: float = 1.5e-3
-    unet_text_lr: float = 1.5e-4
     unet_warmup_steps: int = 100
     unet_snr: float = 5.0
     unet_ema: float = 0.998
     unet_drop: float = 0.1  # captions replaced by nothing, or by words that say nothing
+
+    # the check
+    check_captions: int = 200
+    check_steps: int = 20
+    check_guidance: float = 5.0
+    reader_scenes: int = 16000
+    reader_steps: int = 1500
+    reader_batch: int = 96
+    reader_lr: float = 2e-3

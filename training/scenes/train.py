@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes-vae", type=float, default=Settings.vae_minutes)
     parser.add_argument("--minutes-text", type=float, default=Settings.text_minutes)
     parser.add_argument("--minutes-unet", type=float, default=Settings.unet_minutes)
+    parser.add_argument("--threads", type=int, default=Settings.threads)
     parser.add_argument("--work", type=Path, default=Settings.work, help="checkpoints, latents and sample grids")
     parser.add_argument("--model", type=Path, default=Settings.model, help="where the finished model goes")
     given = parser.parse_args(arguments)
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown:
         parser.error(f"no such stage: {', '.join(sorted(unknown))}; stages are {', '.join(STAGES)}")
     settings = replace(
-        Settings(), work=given.work, model=given.model,
+        Settings(), work=given.work, model=given.model, threads=given.threads,
         vae_minutes=given.minutes_vae, text_minutes=given.minutes_text, unet_minutes=given.minutes_unet,
     )  # fmt: skip
     torch.set_num_threads(settings.threads)

@@ -59,14 +59,15 @@ def train_vae(settings: Settings) -> None:
             group["lr"] = clock.rate(settings.vae_lr, step=step, warmup_steps=50)
         if clock.share < settings.vae_crop_share:
             chosen = rng.integers(0, len(scenes), settings.vae_crop_batch)
-            side = settings.vae_crop_px
+            side, thing_weight = settings.vae_crop_px, settings.vae_crop_thing_weight
             corners = [_corner(middles[number], side, rng) for number in chosen]
         else:
             chosen = rng.integers(0, len(scenes), settings.vae_batch)
-            side, corners = SIDE_PX, [(0, 0)] * len(chosen)
+            side, thing_weight = SIDE_PX, settings.vae_thing_weight
+            corners = [(0, 0)] * len(chosen)
         pixels = torch.stack([pool[n, :, y : y + side, x : x + side] for n, (x, y) in zip(chosen, corners, strict=True)])
         mark = torch.stack([marks[n, y : y + side, x : x + side] for n, (x, y) in zip(chosen, corners, strict=True)])
-        figures = _step(vae, optimizer, to_signal(pixels), mark, settings)
+        figures = _step(vae, optimizer, to_signal(pixels), 1.0 + (thing_weight - 1.0) * mark[:, None].float(), settings)
         step += 1
         if step % 20 == 0:
             clock.say("vae", step, **{name: value.item() for name, value in figures.items()})
@@ -110,13 +111,12 @@ def _corner(middles: list[tuple[int, int]], side: int, rng: np.random.Generator)
 
 
 def _step(
-    vae: AutoencoderKL, optimizer: torch.optim.Optimizer, signal: torch.Tensor, mark: torch.Tensor, settings: Settings
+    vae: AutoencoderKL, optimizer: torch.optim.Optimizer, signal: torch.Tensor, weight: torch.Tensor, settings: Settings
 ) -> dict[str, torch.Tensor]:
     with torch.autocast("cpu", torch.bfloat16):
         latents = vae.encode(signal).latent_dist
         again = vae.decode(latents.sample()).sample
     miss = again.float() - signal
-    weight = 1.0 + (settings.vae_thing_weight - 1.0) * mark[:, None].float()
     weight = weight / weight.mean()
     pixel = (weight * (miss.abs() + miss.square())).mean()
     across, down = miss.diff(dim=3), miss.diff(dim=2)

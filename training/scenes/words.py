@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass
+from typing import NamedTuple
 
 KINDS = ("circle", "square", "triangle", "star", "heart", "flower", "house", "tree", "fish", "boat")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black")
@@ -99,6 +100,13 @@ class Scene:
         return bool(self.things) and hashlib.sha256(self.combination.encode()).digest()[0] % 10 == 0
 
 
+class Caption(NamedTuple):
+    """What is said of a scene, and its things in the order in which they are named."""
+
+    text: str
+    things: tuple[Thing, ...]
+
+
 def known_words() -> tuple[str, ...]:
     """List every word with a meaning, sorted: the vocabulary that a caption may draw on."""
     words = {*COLOURS, "a", "an", "the", "no"}
@@ -132,11 +140,11 @@ def sample_scene(rng: random.Random, *, held_out: bool = False) -> Scene:
             return scene
 
 
-def plain_caption(rng: random.Random, scene: Scene, *, whole: bool = False) -> str:
+def plain_caption(rng: random.Random, scene: Scene, *, whole: bool = False) -> Caption:
     """Say the scene in one of its phrasings, without filler; `whole` names each colour and the background always."""
     background = "" if not whole and scene.things and rng.random() < 0.12 else rng.choice(BACKGROUND_WORDS[scene.background])
     if not scene.things:
-        return background
+        return Caption(background, ())
     things = list(scene.things)
     said: list[str] = []
     relation = scene.relation
@@ -158,39 +166,40 @@ def plain_caption(rng: random.Random, scene: Scene, *, whole: bool = False) -> s
         place = things[0].place
         silent = place == "middle" and rng.random() < 0.7
         body = said[0] if silent else f"{said[0]} {rng.choice(PLACE_WORDS[place])}"
-    if not background:
-        return body
     lot = rng.random()
-    if lot < 0.7:
-        return f"{body} {background}"
-    return f"{body}, {background}" if lot < 0.85 else f"{background}, {body}"
+    if background and lot < 0.85:
+        body = f"{body} {background}" if lot < 0.7 else f"{body}, {background}"
+    elif background:
+        body = f"{background}, {body}"
+    return Caption(body, tuple(things))
 
 
-def noisy_caption(rng: random.Random, scene: Scene) -> str:
-    """Say the scene as people do: 30% with openings, praise and unknown words, which must change nothing."""
-    caption = plain_caption(rng, scene)
+def noisy_caption(rng: random.Random, scene: Scene) -> Caption:
+    """Say the scene as people do: 40% with openings, praise and unknown words, which must change nothing."""
+    caption, things = plain_caption(rng, scene)
     lot = rng.random()
-    if lot < 0.6:
-        return caption
-    if lot < 0.72:
-        return f"{rng.choice(OPENINGS)} {caption}"
-    if lot < 0.88:
+    if 0.6 <= lot < 0.72:
+        caption = f"{rng.choice(OPENINGS)} {caption}"
+    elif 0.72 <= lot < 0.88:
         caption = f"{caption}, {filler(rng)}"
-        return f"{rng.choice(OPENINGS)} {caption}" if rng.random() < 0.5 else caption
-    if lot < 0.94:
-        return f"{filler(rng)}, {caption}"
-    words = caption.split()
-    words.insert(rng.randrange(len(words) + 1), _filler_word(rng))
-    return " ".join(words)
+        caption = f"{rng.choice(OPENINGS)} {caption}" if rng.random() < 0.5 else caption
+    elif 0.88 <= lot < 0.94:
+        caption = f"{filler(rng)}, {caption}"
+    elif lot >= 0.94:
+        words = caption.split()
+        words.insert(rng.randrange(len(words) + 1), filler_word(rng))
+        caption = " ".join(words)
+    return Caption(caption, things)
 
 
 def filler(rng: random.Random) -> str:
     """Make one to six words that say nothing about a scene, in phrases set off by commas."""
-    words = [_filler_word(rng) for _ in range(rng.randint(1, 6))]
+    words = [filler_word(rng) for _ in range(rng.randint(1, 6))]
     return " ".join(word + ("," if rng.random() < 0.3 else "") for word in words).rstrip(",")
 
 
-def _filler_word(rng: random.Random) -> str:
+def filler_word(rng: random.Random) -> str:
+    """Make one word that says nothing about a scene: of a list, or one that nobody knows."""
     if rng.random() < 0.75:
         return rng.choice(FILLERS)
     return "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(1, 3)))
