@@ -68,7 +68,7 @@ def run_demo(options: DemoOptions | None = None) -> None:
         done = download(client, job["id"], options.pictures)
         if done.failed:
             raise CliError("\n".join(done.failed))
-        line = throughput_line(job, model=model_of(client, job), worker=client.workers()[0])
+        line = throughput_line(job, model=model_of(client, job), workers=client.workers())
         write_sheet(options.pictures, job, subtitle=line)
     console.print(f"pictures: {options.pictures}{os.sep}    all of them: {options.pictures / 'contact-sheet.png'}")
     console.print(line)
@@ -136,13 +136,16 @@ def model_of(client: FarmClient, job: dict[str, Any]) -> dict[str, Any]:
     return next(model for model in client.models() if model["id"] == job["model"])
 
 
-def throughput_line(job: dict[str, Any], *, model: dict[str, Any], worker: dict[str, Any]) -> str:
+def throughput_line(job: dict[str, Any], *, model: dict[str, Any], workers: list[dict[str, Any]]) -> str:
     """Say how fast the job ran, on what: from the first image's start to the last one's end, model loaded before."""
     took_s = unix_s(job["finished_at"]) - unix_s(job["started_at"])
     images = total_of(job)
     what = f"{model['defaults']['num_inference_steps']} steps at {model['width']}x{model['height']}"
-    gpu = (worker.get("gpu") or {}).get("name")
-    device = f"{gpu} ({what})" if gpu else f"{num_cores()} CPU cores ({processor()}; {what})"
+    gpus = [worker["gpu"]["name"] for worker in workers if worker.get("gpu")]
+    if gpus:
+        device = f"{len(gpus)} x {gpus[0]} ({what})" if len(gpus) > 1 else f"{gpus[0]} ({what})"
+    else:
+        device = f"{num_cores()} CPU cores ({processor()}; {what})"
     return f"{images} images in {took_s:.1f} s: {images / took_s:.2f} images/s on {device}"
 
 

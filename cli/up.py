@@ -174,13 +174,16 @@ def start(
         except ChildDied as death:
             raise CliError(f"{death}; its log, {death.spec.log}, ends with:\n{tail(death.spec.log)}") from death
     write_state(data, options, supervisor, ports)
-    banner(
-        url=options.url,
-        s3=f"http://{embedded.LOOPBACK}:{ports.s3}",
-        data=options.data,
-        workers=found,
-        is_local=options.host in {"127.0.0.1", "localhost", "::1"},
-    )
+    if options.until_eof:  # whoever started it speaks for it
+        note(f"the farm is ready at {options.url}")
+    else:
+        banner(
+            url=options.url,
+            s3=f"http://{embedded.LOOPBACK}:{ports.s3}",
+            data=options.data,
+            workers=found,
+            is_local=options.host in {"127.0.0.1", "localhost", "::1"},
+        )
 
 
 def wait_for(

@@ -39,8 +39,8 @@ def test_the_throughput_line_states_hardware_and_workload():
     """A rate without them says nothing."""
     job = {"total": 12, "started_at": "2026-11-22T17:00:01Z", "finished_at": "2026-11-22T17:00:11Z"}
     model = {"width": 128, "height": 128, "defaults": {"num_inference_steps": 20}}
-    line = throughput_line(job, model=model, worker={"device": "cpu"})
+    line = throughput_line(job, model=model, workers=[{"device": "cpu", "gpu": None}])
     assert line.startswith(f"12 images in 10.0 s: 1.20 images/s on {num_cores()} CPU cores (")
     assert line.endswith("; 20 steps at 128x128)")
-    line = throughput_line(job, model=model, worker={"gpu": {"name": "NVIDIA RTX 4090"}})
-    assert line == "12 images in 10.0 s: 1.20 images/s on NVIDIA RTX 4090 (20 steps at 128x128)"
+    line = throughput_line(job, model=model, workers=[{"gpu": {"name": "NVIDIA RTX 4090"}}] * 2)
+    assert line == "12 images in 10.0 s: 1.20 images/s on 2 x NVIDIA RTX 4090 (20 steps at 128x128)"
