@@ -8,7 +8,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from api.problems import MEDIA_TYPE, Problem
+from api.problems import Problem
 from farm.catalog import Catalog
 from farm.jobs import JobSpec
 
@@ -24,7 +24,6 @@ TAGS: Final = [
     {"name": "reports", "description": "How fast it runs, and who is at work."},
     {"name": "health", "description": "For load balancers and Prometheus."},
 ]
-_ANY_METHOD: Final = frozenset({"get", "put", "post", "delete", "patch"})
 
 
 def document_of(app: FastAPI, *, catalog: Catalog) -> Callable[[], dict[str, Any]]:
@@ -49,14 +48,12 @@ def _build(app: FastAPI, catalog: Catalog) -> dict[str, Any]:
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema
     schemas["JobSpec"]["properties"]["model"]["enum"] = catalog.names
-    problem = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for path in document["paths"].values():
-        for method, operation in path.items():
-            if method in _ANY_METHOD:
-                # FastAPI's own words for a parameter that does not fit; ours is a problem like all others.
-                default = operation["responses"].get("422")
-                if default and "application/json" in default.get("content", {}):
-                    operation["responses"]["422"] = {"description": "A parameter does not fit", "content": problem}
+        for operation in path.values():
+            # FastAPI adds its own 422 wherever there are parameters. Endpoints that can answer 422 tell so
+            # themselves; the others take any text in their paths and answer 404.
+            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                del operation["responses"]["422"]
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     return document
