@@ -10,6 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+import transformers
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -37,6 +38,7 @@ def load_pipeline(
 
     Raises ModelBroken, naming model, source and reason.
     """
+    transformers.utils.logging.disable_progress_bar()  # a worker's log is read by machines
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     try:
         folder = _find_folder(row, models_dir)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 
-from farm.errors import ModelBroken
 from worker.pipelines.base import Encoded, pad_rows
 
 if TYPE_CHECKING:
@@ -60,8 +59,8 @@ class Sd15Pipeline:
         self._channels: int = vae.config.latent_channels
         self._factor: int = 2 ** (len(vae.config.block_out_channels) - 1)
         if unet.config.in_channels != self._channels or unet.config.time_cond_proj_dim is not None:
-            raise ModelBroken(
-                f"model {name}: its UNet takes {unet.config.in_channels} channels"
+            raise ValueError(
+                f"its UNet takes {unet.config.in_channels} channels"
                 f" and time condition {unet.config.time_cond_proj_dim}; only text-to-image UNets"
                 f" of {self._channels} channels without guidance embedding are supported"
             )
