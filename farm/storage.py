@@ -99,9 +99,16 @@ class Store:
             self._client.head_bucket(Bucket=self._bucket)
 
     def put(self, key: str, data: bytes, content_type: str) -> None:
-        """Write an object, replacing what lies there."""
+        """Write an object, replacing what lies there; create the bucket if it has gone, or never was."""
         with _translated(key):
-            self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ContentType=content_type)
+            try:
+                self._put(key, data, content_type)
+            except self._client.exceptions.NoSuchBucket:
+                self.ensure_bucket()
+                self._put(key, data, content_type)
+
+    def _put(self, key: str, data: bytes, content_type: str) -> None:
+        self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ContentType=content_type)
 
     def get(self, key: str) -> bytes:
         """Return an object's bytes; raises NoSuchObject when there is none."""

@@ -131,6 +131,7 @@ class Seaweed(Server):
                 "-admin.ui=false",
                 "-s3.port.iceberg=0",
                 "-s3.port.lance=0",
+                "-s3.autoCreateBucket=false",  # as anywhere else
                 "-master.telemetry=false",
                 *flags,
             ],

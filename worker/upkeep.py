@@ -62,7 +62,8 @@ class Upkeep:
         self._clock = clock
         self._stopped = threading.Event()
         self._has_greeted = False
-        self._reap_from_s = 0.0
+        self._is_cut_off = False
+        self._reap_from_s = clock() + lease_s
         self._threads = [
             threading.Thread(target=self._keep_beating, name="upkeep", daemon=True),
             threading.Thread(target=self._watch_cancellations, name="cancellations", daemon=True),
@@ -91,6 +92,8 @@ class Upkeep:
         report = self._describe()
         # A worker that claims nothing reads no queue: its seats must not be counted on.
         self._ledger.report(report if self._renderer.is_claiming else report.model_copy(update={"models": ()}))
+        # Leases that ran out while Redis was away are not their holders' fault: when it is back, as at our own start,
+        # everybody gets a lease's time to renew before anybody reaps.
         if self._clock() >= self._reap_from_s:
             self._ledger.reap()
         self._feed()
@@ -120,12 +123,15 @@ class Upkeep:
                     self.beat()
                 else:
                     self._feed()
+                if self._is_cut_off:
+                    self._is_cut_off = False
+                    log.info("Redis answers again", extra={"action": "ledger_up"})
             except LedgerDown as error:
-                # Leases that ran out while nobody could renew them are not their holders' fault: when Redis is
-                # back, everybody gets the time to renew before anybody reaps.
                 self._reap_from_s = self._clock() + self._lease_s
                 next_beat_s = self._clock() + _OUTAGE_PAUSE_S
-                log.warning("no upkeep: %s", error, extra={"action": "ledger_down"})
+                if not self._is_cut_off:
+                    self._is_cut_off = True
+                    log.warning("no upkeep: %s", error, extra={"action": "ledger_down"})
             except Exception:
                 log.exception("upkeep failed; going on", extra={"action": "upkeep_failed"})
             self._nudge.wait(max(0.0, next_beat_s - self._clock()))

@@ -82,6 +82,13 @@ def test_many_may_create_the_bucket_at_once(s3):
         store.ready()
 
 
+def test_a_put_creates_the_bucket_when_it_is_missing(s3):
+    """Storage that was away when everybody started, or was emptied since, mends itself."""
+    store = Store.connect(Settings(**s3))
+    store.put("jobs/a/0.png", b"picture", "image/png")
+    assert store.get("jobs/a/0.png") == b"picture"
+
+
 def test_endpoint_that_does_not_answer_is_down():
     """A dead endpoint raises StorageDown within seconds, whatever is asked."""
     store = Store.connect(Settings(s3_endpoint="http://127.0.0.1:1", s3_access_key="a", s3_secret_key="b"))
