@@ -7,7 +7,9 @@ back when a connection closes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from celery import Celery
@@ -19,30 +21,50 @@ from farm.errors import LedgerDown
 from farm.jobs import Hint
 from farm.settings import Settings
 
+log: Final = logging.getLogger(__name__)
+
 RENDER_TASK: Final = "farm.render"
 """Name of the one task. Its arguments are a Hint's fields: job, index, attempt."""
 
 _QUEUE_PREFIX: Final = "render."
 
 
-class _Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu ships no types
+class _QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu ships no types
+    """Bookkeeping of unacknowledged messages that a lost connection does not upset.
+
+    kombu keeps a message on its books when Redis is away at the moment of its ack. As many such moments as there are
+    threads, and the consumer believes that it is busy and never reads again.
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        """Take the message off our books whatever happens; on Redis' it may stay, for a later claim to drop."""
+        self._settle(delivery_tag, super().ack)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  kombu's signature
+        """Likewise."""
+        self._settle(delivery_tag, partial(super().reject, requeue=requeue))
+
+    def _settle(self, delivery_tag: str, tell_redis: Callable[[str], None]) -> None:
+        if self.channel.closed:  # a closed channel has forgotten where Redis is
+            return
+        try:
+            tell_redis(delivery_tag)
+        except self.channel.connection_errors as error:
+            self._quick_ack(delivery_tag)
+            log.warning("a message was not acknowledged: %s", error, extra={"action": "ack_lost"})
+
+
+class _Channel(kombu_redis.Channel):  # type: ignore[misc]
     """A Redis channel that does not put unacknowledged messages back when it closes.
 
-    Putting them back runs every unit in progress a second time after one dropped connection, and in kombu 5.7.0
-    it can end the worker: by then the connection has forgotten its address ("'NoneType' object has no attribute
-    'hostname'"). What was in progress is in the ledger; the messages themselves come back after the visibility
-    timeout, to be dropped. Keys are all kombu's own doing, so prefixes and priorities stay as it writes them.
+    Putting them back runs every unit in progress a second time after one dropped connection, and in kombu 5.7.0 it can
+    end the worker: by then the connection has forgotten its address ("'NoneType' object has no attribute 'hostname'").
+    What was in progress is in the ledger; the messages themselves come back after the visibility timeout, to be
+    dropped. Keys are all kombu's own doing, so prefixes and priorities stay as it writes them.
     """
 
     do_restore = False
-
-    class QoS(kombu_redis.QoS):  # type: ignore[misc]
-        """Acknowledges on open channels only."""
-
-        def ack(self, delivery_tag: str) -> None:
-            """Acknowledge, unless the channel is gone: then its message is dropped by a later claim."""
-            if not self.channel.closed:
-                super().ack(delivery_tag)
+    QoS = _QoS
 
 
 class FarmTransport(kombu_redis.Transport):  # type: ignore[misc]

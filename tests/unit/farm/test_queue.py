@@ -75,12 +75,38 @@ def test_a_channel_that_closes_puts_nothing_back(app):
     """A unit in progress is not started again because a connection dropped; a late ack harms nobody."""
     publish(app, [("scenes", Hint("job_a", 0, 1))])
     connection = app.connection_for_read()
-    channel = connection.channel()
-    message = channel.basic_get(queue_for("scenes"))
-    message.channel.qos.append(message, message.delivery_tag)
+    (message,) = consume(connection.channel(), 1)
     connection.close()
     message.ack()
     assert queue_length(app, "scenes") == 0
+
+
+@pytest.mark.parametrize("settle", ["ack", "reject"])
+def test_an_ack_that_redis_does_not_hear_frees_the_thread_all_the_same(settle):
+    """Else as many lost acks as there are threads would end all reading, in silence."""
+    with valkey() as server:
+        app = make_celery(server.settings())
+        publish(app, [("scenes", Hint("job_a", index, 1)) for index in range(2)])
+        connection = app.connection_for_read()
+        channel = connection.channel()
+        channel.basic_qos(0, 2)
+        messages = consume(channel, 2)
+        assert not channel.qos.can_consume()
+        server.kill()
+        for message in messages:
+            getattr(message, settle)()
+        assert channel.qos.can_consume()
+        server.start()
+        connection.close()
+        app.close()
+
+
+def consume(channel, count):
+    """Take messages from the queue of scenes as a consumer does: unacknowledged."""
+    messages = [channel.basic_get(queue_for("scenes")) for _ in range(count)]
+    for message in messages:
+        channel.qos.append(message, message.delivery_tag)
+    return messages
 
 
 def test_settings_that_keep_units_from_being_lost_or_doubled(app):
