@@ -322,13 +322,12 @@ class Engine:
         if _is_out_of_memory(failure):
             num_rows = lane.cap if is_batch and lane.key.is_invariant else len(seats)
             if self._make_room(lane, num_rows):
-                if lane.key.is_invariant:
-                    # Every image must be made at one shape throughout, hence from its beginning.
-                    self._restart_all(lane)
-                    return
-                if len(seats) == 1:
-                    self._attempt(lane, seats, work, is_batch=is_batch)
-                    return
+                self._attempt(lane, seats, work, is_batch=is_batch)
+                return
+            if num_rows > 1 and lane.key.is_invariant:
+                # Every image must be made at one shape throughout, hence from its beginning.
+                self._restart_all(lane)
+                return
         if len(seats) == 1:
             self._fail(seats, failure)
             return
@@ -337,9 +336,9 @@ class Engine:
         self._attempt(lane, seats[middle:], work, is_batch=is_batch)
 
     def _make_room(self, lane: Lane[BatchKey, Seat], num_rows: int) -> bool:
-        """Answer running out of memory with `num_rows` seats; return whether another try stands a chance.
+        """Answer running out of memory with `num_rows` seats; return whether there is more memory now.
 
-        Models of other lanes go first; if there are none, steps of this lane carry half as many seats from now on.
+        Models of other lanes go first. If there are none, steps of this lane carry half as many seats from now on.
         """
         log.warning("out of memory at %d seats of %s", num_rows, lane.key, extra={"action": "out_of_memory"})
         has_unloaded = self._residents.keep_only(lane.key.model)
@@ -347,7 +346,7 @@ class Engine:
             self._oom_count += 1
             if num_rows > 1 and not has_unloaded:
                 self._roster.limit(lane, num_rows // 2)
-        return has_unloaded or num_rows > 1
+        return has_unloaded
 
     def _restart_all(self, lane: Lane[BatchKey, Seat]) -> None:
         for seat in lane.seated:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -19,13 +20,10 @@ from farm.errors import ModelBroken
 from worker.pipelines.sd15 import Sd15Pipeline
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from farm.catalog import ModelRow
 
 _WEIGHT_FOLDERS: Final = ("text_encoder", "unet", "vae")
 _PICKLE_SUFFIXES: Final = (".bin", ".ckpt", ".pt", ".pth")
-_HASH_CHUNK_BYTES: Final = 1 << 22
 
 _hashes: dict[tuple[str, int, int], str] = {}
 """Digest of a file by path, mtime and size: reloading a model must not read gigabytes twice."""
@@ -77,18 +75,13 @@ def _hash_file(path: Path) -> str:
     status = path.stat()
     key = (str(path.resolve()), status.st_mtime_ns, status.st_size)
     if key not in _hashes:
-        digest = hashlib.sha256()
         with path.open("rb") as file:
-            while chunk := file.read(_HASH_CHUNK_BYTES):
-                digest.update(chunk)
-        _hashes[key] = digest.hexdigest()
+            _hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
     return _hashes[key]
 
 
 def _find_folder(row: ModelRow, models_dir: Path) -> Path:
     """Return the model's folder: local if there is one, else the hub's snapshot, downloaded when needed."""
-    from pathlib import Path  # noqa: PLC0415 - only here is a path made rather than given
-
     local = models_dir / row.source  # an absolute source stays as it is
     if local.is_dir():
         return local
