@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from fastapi import Request
@@ -18,8 +19,9 @@ from api.problems import (
     invalid,
 )
 from farm.errors import Refused
-from farm.jobs import JobSpec
+from farm.jobs import JobSpec, PromptSpec
 
+_JSON_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)  # possessive: never backtracks
 _MAX_EXCERPT_BYTES: Final = 100
 _MAX_FIELDS: Final = 64  # of one object; far more than any has, few enough to list what is wrong with them
 
@@ -40,6 +42,7 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
 
 def parse_job_spec(body: bytes, *, max_prompts: int) -> JobSpec:
     """Return the job that a body asks for; raises HttpProblem or Refused, naming every field that is wrong."""
+    _check_density(body, max_prompts=max_prompts)
     try:
         document = from_json(body, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
@@ -60,6 +63,24 @@ def parse_job_spec(body: bytes, *, max_prompts: int) -> JobSpec:
     if b"\\u0000" in body and (at := nul_in(document)) is not None:
         raise Refused("no image file can carry a NUL character", field=at)
     return spec
+
+
+def _check_density(body: bytes, *, max_prompts: int) -> None:
+    """Refuse a body of more parts than any job has, before it is parsed.
+
+    Sixteen megabytes of `[],[],…` would take seconds to build and to drop, with the whole process waiting.
+    """
+    # Of an object with every field: a comma for each, its brace, its own comma. Twice that, to explain small excess.
+    limit = 2 * max_prompts * (len(PromptSpec.model_fields) + 1) + 4 * _MAX_FIELDS
+
+    def num_parts(text: bytes) -> int:
+        return sum(text.count(mark) for mark in (b",", b"[", b"{"))
+
+    # Prompts are full of commas, so text between quotes is taken out where there seem to be too many.
+    if num_parts(body) > limit and num_parts(_JSON_STRING.sub(b"", body)) > limit:
+        message = f"has more parts than a job of {max_prompts:,} prompts can have; split the batch"
+        found = FieldError(field="body", value=f"{len(body):,} bytes", message=message, choices=[f"{limit} or fewer"])
+        raise HttpProblem(INVALID_REQUEST, f"the body {message}", errors=[found])
 
 
 def _check_headers(request: Request) -> None:

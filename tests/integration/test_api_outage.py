@@ -1,6 +1,8 @@
 """The API while servers that it needs are away: it says so, loses nothing, and recovers by itself."""
 
 import logging
+import signal
+import time
 import urllib.request
 from dataclasses import replace
 
@@ -70,6 +72,21 @@ def test_readiness_names_who_is_away(own_valkey, s3):
         checks = _not_ready(api)
         assert (checks["redis"]["ok"], checks["s3"]["ok"]) == (True, False)
         assert checks["s3"]["detail"]
+
+
+def test_readiness_does_not_wait_for_a_redis_that_hangs(own_valkey):
+    """A Redis that takes connections and never answers is told as away within seconds."""
+    with Api(create_app(api_settings(own_valkey.url))) as api:
+        api.post_job()
+        own_valkey._process.send_signal(signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            checks = _not_ready(api)
+            assert time.monotonic() - started < 10
+            assert "no answer" in checks["redis"]["detail"]
+            assert api.get("/healthz").status_code == 200
+        finally:
+            own_valkey._process.send_signal(signal.SIGCONT)
 
 
 def _not_ready(api):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -117,6 +118,49 @@ def test_it_stops_on_sigterm(served):
     """SIGTERM ends the process in good order and soon."""
     served.process.send_signal(signal.SIGTERM)
     assert served.process.wait(5) in (0, -signal.SIGTERM)
+
+
+def test_the_same_key_at_the_same_moment_makes_one_job(served):
+    """Of many equal POSTs in flight together, one makes the job and the others are told of it."""
+    body = b'{"model": "scenes", "prompts": ["a"]}'
+
+    def post(_):
+        headers = {"Content-Type": "application/json", "Idempotency-Key": "k"}
+        request = urllib.request.Request(f"http://127.0.0.1:{served.port}/v1/jobs", data=body, headers=headers)
+        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310  our own server
+            return json.load(answer)["id"], answer.headers.get("Idempotent-Replayed")
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(post, range(16)))
+    assert len({job_id for job_id, _ in answers}) == 1
+    assert [replayed for _, replayed in answers].count(None) == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("FARM_MAX_PROMPTS", "many", "max_prompts"),
+        ("FARM_CATALOG_FILE", "/nowhere/catalog.toml", "/nowhere/catalog.toml"),
+    ],
+)
+def test_a_wrong_setting_is_told_without_a_traceback(variable, value, told):
+    """The process ends at once with status 2 and names what is wrong."""
+    done = subprocess.run(
+        [sys.executable, "-m", "api"], env={**os.environ, variable: value}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_told(served):
+    """A second server on the same port gives up with the reason."""
+    done = subprocess.run(
+        [sys.executable, "-m", "api", "--port", str(served.port)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "address already in use" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_help_needs_no_settings():

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.bodies import parse_job_spec
+from api.bodies import _JSON_STRING, parse_job_spec
 from api.field_errors import echo, nul_in
 from api.problems import HttpProblem
 from farm.errors import Refused
-from farm.jobs import JobSpec
+from farm.jobs import JobSpec, PromptSpec
 
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
@@ -96,6 +96,42 @@ def test_a_document_too_broad_to_be_explained_is_refused_whole(document):
     with pytest.raises((HttpProblem, Refused)) as raised:
         parse_job_spec(json.dumps(document).encode(), max_prompts=10_000)
     assert len(getattr(raised.value, "errors", ["one"])) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" + b"[]," * 300_000 + b"[]]",
+        b'{"model": "scenes", "prompts": [' + b"{}," * 300_000 + b"{}]}",
+        b"{" + b",".join(b'"%d": 1' % n for n in range(300_000)) + b"}",
+        b'{"model": "scenes", "prompts": ["a"], "seed": [' + b"1," * 300_000 + b"1]}",
+    ],
+)
+def test_a_body_of_more_parts_than_any_job_is_refused_unparsed(body, monkeypatch):
+    """What would take seconds to build is not built."""
+    monkeypatch.setattr("api.bodies.from_json", None)
+    with pytest.raises(HttpProblem) as raised:
+        parse_job_spec(body, max_prompts=10_000)
+    assert raised.value.kind.status == 422
+    assert "more parts" in raised.value.detail
+
+
+@pytest.mark.parametrize("end", ["", "\\", '"', '\\"', "é\n"])
+def test_commas_and_brackets_in_prompts_are_no_parts(end):
+    """The largest job of the most elaborate prompts is read."""
+    every = {"negative_prompt": "d,e", "num_images_per_prompt": 1, "seed": 1, "num_inference_steps": 9, "width": 64}
+    every |= {"guidance_scale": 1.5, "scheduler": "euler", "height": 64}
+    prompts = [{"prompt": f"{n} [a], {{b}}, " * 20 + end + "x", **every} for n in range(3_000)]
+    assert set(prompts[0]) == set(PromptSpec.model_fields)
+    spec = parse_job_spec(json.dumps({"model": "scenes", "prompts": prompts}).encode(), max_prompts=3_000)
+    assert len(spec.prompts) == 3_000
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_taken_out_whole(text):
+    """Whatever stands between quotes counts for nothing."""
+    assert _JSON_STRING.sub(b"", json.dumps([text, text]).encode()) == b"[, ]"
+    assert _JSON_STRING.sub(b"", json.dumps([text], ensure_ascii=False).encode("utf-8", "replace")) == b"[]"
 
 
 def test_nul_is_found_wherever_it_hides():
