@@ -177,8 +177,10 @@ def describe_problem(response: httpx.Response) -> str:
     if not isinstance(problem, dict) or not (problem.get("title") or problem.get("detail")):
         return f"the API answered {response.status_code} {response.reason_phrase}"
     errors = [error for error in problem.get("errors") or [] if isinstance(error, dict)]
-    detail = problem.get("detail") or problem["title"]
-    lines = [str(detail)] if not any(error.get("message") == detail for error in errors) else []
+    detail = str(problem.get("detail") or problem["title"])
+    # The detail often repeats the first error, which is listed anyway.
+    repeats = tuple(f"{error.get('field')}: {error.get('message')}" for error in errors)
+    lines = [] if detail.startswith(repeats) else [detail]
     lines += [describe_error(error) for error in errors]
     return "\n".join(lines)
 

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,60 +30,45 @@ from cli.show import console, note
 from cli.up import LOCK_FILE, STATE_FILE, lock
 
 _START_LIMIT_S: Final = 420.0
-_STOP_LIMIT_S: Final = 60.0
-_ROOT: Final = Path(__file__).resolve().parents[1]
+_STOP_LIMIT_S: Final = 120.0
+PROMPTS: Final = Path(__file__).resolve().parents[1] / "prompts" / "scenes" / "demo.txt"
 
 
-@dataclass(frozen=True)
-class DemoOptions:
-    """What to render, and where to."""
+def run_demo(prompts: Path, out: Path) -> None:
+    """Render a prompt file into `out`/demo and print the throughput as the last line.
 
-    prompts: Path = _ROOT / "prompts" / "scenes" / "demo.txt"
-    out: Path = Path("out")
-
-    @property
-    def pictures(self) -> Path:
-        """The folder of the pictures."""
-        return self.out / "demo"
-
-    @property
-    def data(self) -> Path:
-        """The folder of the farm."""
-        return self.out / "demo-data"
-
-
-def run_demo(options: DemoOptions | None = None) -> None:
-    """Render the prompts and print the throughput as the last line; raises CliError when an image is missing."""
-    options = options or DemoOptions()
-    body = promptfiles.build_body([options.prompts], [], {"seed": 7, "labels": {"set": options.prompts.stem}})
-    clear(options)
-    with running_farm(options.data) as url, FarmClient(url) as client:
-        warm_up(client, body, options)
+    The farm's data are in `out`/demo-data; both are emptied first. Raises CliError when an image is missing.
+    """
+    pictures, data = out / "demo", out / "demo-data"
+    body = promptfiles.build_body([prompts], [], {"seed": 7, "labels": {"set": prompts.stem}})
+    clear(pictures, data)
+    with running_farm(data) as url, FarmClient(url) as client:
+        warm_up(client, body, logs=data / "logs")
         job = client.submit(body)
-        note(f"{total_of(job)} prompts of {options.prompts.name} are job {job['id']}")
+        note(f"{total_of(job)} images of {prompts.name} are job {job['id']}")
         job = watch.follow(client, job)
         if watch.report(client, job) is not Exit.OK:
-            raise CliError(f"the demo's job ended {job['state']}; the logs are in {options.data / 'logs'}")
-        done = download(client, job["id"], options.pictures)
+            raise CliError(f"the demo's job ended {job['state']}; the logs are in {data / 'logs'}")
+        done = download(client, job["id"], pictures)
         if done.failed:
             raise CliError("\n".join(done.failed))
         line = throughput_line(job, model=model_of(client, job), workers=client.workers())
-        write_sheet(options.pictures, job, subtitle=line)
-    console.print(f"pictures: {options.pictures}{os.sep}    all of them: {options.pictures / 'contact-sheet.png'}")
+        write_sheet(pictures, job, subtitle=line)
+    console.print(f"pictures: {pictures}{os.sep}    all of them: {pictures / 'contact-sheet.png'}")
     console.print(line)
 
 
-def clear(options: DemoOptions) -> None:
+def clear(pictures: Path, data: Path) -> None:
     """Empty the demo's folders of what an earlier demo left; raises CliError while that one still runs."""
-    options.data.mkdir(parents=True, exist_ok=True)
-    with lock(options.data.resolve()):
-        for path in options.data.iterdir():
+    data.mkdir(parents=True, exist_ok=True)
+    with lock(data.resolve()):
+        for path in data.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.name != LOCK_FILE:
                 path.unlink()
-    options.pictures.mkdir(parents=True, exist_ok=True)
-    for path in (*options.pictures.glob("*.png"), *options.pictures.glob("*.jsonl")):
+    pictures.mkdir(parents=True, exist_ok=True)
+    for path in (*pictures.glob("*.png"), *pictures.glob("*.jsonl")):
         path.unlink()
 
 
@@ -118,7 +102,7 @@ def running_farm(data: Path) -> Iterator[str]:
             process.stdin.close()
 
 
-def warm_up(client: FarmClient, body: dict[str, Any], options: DemoOptions) -> None:
+def warm_up(client: FarmClient, body: dict[str, Any], *, logs: Path) -> None:
     """Render one small image first, so that loading the model does not count as rendering."""
     began = time.monotonic()
     first = client.submit({**body, "prompts": body["prompts"][:1], "num_inference_steps": 2, "labels": {}})
@@ -127,7 +111,7 @@ def warm_up(client: FarmClient, body: dict[str, Any], options: DemoOptions) -> N
             time.sleep(0.1)
             first = client.job(first["id"])
     if watch.report(client, first) is not Exit.OK:
-        raise CliError(f"the model does not render; the logs are in {options.data / 'logs'}")
+        raise CliError(f"the model does not render; the logs are in {logs}")
     note(f"model {first['model']} loaded, first image after {time.monotonic() - began:.1f} s")
 
 

@@ -194,11 +194,15 @@ def worker(context: typer.Context) -> None:
 
 
 @app.command()
-def demo() -> None:
+def demo(
+    *,
+    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="A prompt file other than the usual.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for demo/ and demo-data/.")] = Path("out"),
+) -> None:
     """Render a set of prompts on a farm of its own, into out/demo/, and stop it again."""
-    from cli.demo import run_demo  # noqa: PLC0415  as in up
+    from cli.demo import PROMPTS, run_demo  # noqa: PLC0415  as in up
 
-    run_demo()
+    run_demo(prompts or PROMPTS, out)
 
 
 def main() -> None:

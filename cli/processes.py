@@ -33,7 +33,7 @@ class Spec:
     env: Mapping[str, str]
     cwd: Path
     log: Path
-    grace_s: float = 10.0
+    grace_s: float = 30.0
 
 
 @dataclass

@@ -41,10 +41,10 @@ def tell_download(done: Downloaded, folder: Path) -> Exit:
     """Say what a download did; returns the exit code that tells."""
     parts = [f"{done.fetched} fetched"]
     parts += [f"{done.skipped} were there"] * bool(done.skipped)
-    parts += [f"{done.missing} not stored"] * bool(done.missing)
+    parts += [f"{done.missing} not stored (not yet, or failed)"] * bool(done.missing)
     console.print(f"{escape(str(folder))}: {', '.join(parts)}")
     for line in done.failed[:20]:
         errors.print(f"[red]{escape(line)}[/]")
     if done.failed:
         errors.print("run the same farm download again: it goes on where this one ended")
-    return Exit.FAILED if done.failed else Exit.OK
+    return Exit.FAILED if done.failed or done.missing else Exit.OK

@@ -34,7 +34,7 @@ LOCK_FILE: Final = "farm.lock"
 _SERVERS_READY_S: Final = 60.0
 _API_READY_S: Final = 120.0
 _WORKER_READY_S: Final = 300.0
-_LOCK_WAIT_S: Final = 40.0
+_LOCK_WAIT_S: Final = 60.0
 _TICK_S: Final = 0.1
 
 
@@ -148,7 +148,7 @@ def start(
         env,
         cwd=data,
         log=data / "logs" / "workers.log",
-        grace_s=30.0,
+        grace_s=40.0,  # more than its launcher gives them
     )
     valkey, seaweedfs = embedded.valkey_spec(data, secret, ports), embedded.seaweedfs_spec(data, secret, ports)
     found: list[dict[str, Any]] = []

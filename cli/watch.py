@@ -66,7 +66,9 @@ def told(job: dict[str, Any]) -> dict[str, Any]:
     """Return the words beside the bar."""
     over = job["state"] in FINAL_STATES
     failed = job["counts"]["failed"]
-    left = "" if over else f"{span(job.get('eta_s'))} left" if job.get("eta_s") is not None else "waiting for a worker"
+    left = "waiting for a worker" if job["state"] == "queued" else ""
+    if not over and job.get("eta_s") is not None:
+        left = f"{span(job['eta_s'])} left"
     if failed:
         left = f"{failed} failed  {left}"
     return {"state": str(job["state"]), "rate": rate(job.get("images_per_s")), "left": left}

@@ -5,6 +5,7 @@ It renders with the model that ships when its weights are there, with a random t
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,11 +22,11 @@ from cli.embedded import pick_ports
 
 ROOT = Path(__file__).parents[2]
 SCENES = ROOT / "models" / "scenes"
-PATIENCE_S = 100.0
+PATIENCE_S = 180.0
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(500),
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc"),
 ]
 
@@ -208,6 +209,32 @@ def test_a_start_can_be_called_off(farm):
     farm.until((farm.data / "logs" / "workers.log").exists)
     assert farm.end(signal.SIGINT) == 0
     assert farm.alive() == {}
+
+
+def test_a_demo_ends_with_its_throughput(farm, model, tmp_path):
+    """Pictures, their sheet, the throughput as the last line; nothing is left, and it works over its own remains."""
+    prompts = tmp_path / "two.json"
+    prompts.write_text(json.dumps({"model": model[0], "prompts": ["a star", "a boat"], "num_inference_steps": 2}))
+    arguments = ["demo", "--prompts", str(prompts), "--out", str(tmp_path / "out")]
+    (tmp_path / "out" / "demo-data" / "valkey").mkdir(parents=True)
+    (tmp_path / "out" / "demo-data" / "valkey" / "remains").touch()
+    done = farm.command(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.fullmatch(r"2 images in [\d.]+ s: [\d.]+ images/s on .*", done.stdout.splitlines()[-1])
+    assert len(pictures(tmp_path / "out" / "demo")) == 3
+    assert (tmp_path / "out" / "demo" / "contact-sheet.png").exists()
+    assert not (tmp_path / "out" / "demo-data" / "valkey" / "remains").exists()
+    assert farm.alive() == {}
+
+
+def test_a_killed_demo_takes_its_farm_along(farm, tmp_path):
+    """The farm stops itself when the demo that started it is gone."""
+    command = [sys.executable, "-m", "cli.main", "demo", "--out", str(tmp_path)]
+    with farm.log.open("ab") as log:
+        farm.process = subprocess.Popen(command, env=farm.env, cwd=ROOT, stdout=log, stderr=log)
+    farm.until((tmp_path / "demo-data" / "logs" / "workers.log").exists)
+    farm.end(signal.SIGKILL)
+    farm.until(lambda: not farm.alive())
 
 
 def test_a_taken_port_ends_the_start(farm):
