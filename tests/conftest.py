@@ -11,6 +11,10 @@ from servers import Seaweed, Valkey, seaweed, valkey
 
 _bucket_numbers = itertools.count()
 
+# Models of tests are tiny and processes many: threads that wait for each other on two cores make it ten times slower.
+# Set before torch is imported, and inherited by the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch):

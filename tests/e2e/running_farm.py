@@ -1,0 +1,128 @@
+"""A whole farm for tests: Valkey, S3, API and worker as real processes on loopback, spoken to as clients do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+
+from servers import free_ports, seaweed, valkey
+
+_SETTLE_S = 100.0
+
+
+class Farm:
+    """A farm whose API listens at `url`; workers are started and killed at will."""
+
+    def __init__(self, env: dict[str, str], folder: Path) -> None:
+        self._env = {**os.environ, **env}
+        self._folder = folder
+        self._processes: list[subprocess.Popen[bytes]] = []
+        (port,) = free_ports(1)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
+        self._start("api", "--port", str(port))
+        self._await(lambda: self.client.get("/readyz").status_code == 200, "the API to be ready")
+
+    def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self._folder / f"{module}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments], env=self._env, stdout=log, stderr=log
+            )
+        self._processes.append(process)
+        return process
+
+    def _await(self, is_so, what: str, timeout_s: float = _SETTLE_S) -> None:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            with suppress(httpx.TransportError):
+                if is_so():
+                    return
+            has_died = any(process.poll() not in (None, -signal.SIGKILL) for process in self._processes)
+            if has_died or time.monotonic() > deadline:
+                logs = "\n".join(log.read_text()[-3000:] for log in self._folder.glob("*.log"))
+                raise AssertionError(f"waited in vain for {what}\n{logs}")
+            time.sleep(0.05)
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        """Start a worker and wait until it has reported."""
+        process = self._start("worker")
+        self._await(
+            lambda: process.pid in [worker["pid"] for worker in self.client.get("/v1/workers").json()["data"]],
+            "the worker to report",
+        )
+        return process
+
+    def post(self, **body) -> str:
+        """POST a job and return its id."""
+        answer = self.client.post("/v1/jobs", json=body)
+        assert answer.status_code == 202, answer.text
+        return answer.json()["id"]
+
+    def job(self, job_id: str) -> dict:
+        """GET a job."""
+        return self.client.get(f"/v1/jobs/{job_id}").json()
+
+    def wait_stored(self, job_id: str, count: int) -> None:
+        """Wait until at least `count` images of a job are stored."""
+        self._await(lambda: self.job(job_id)["counts"]["stored"] >= count, f"{count} images of {job_id}")
+
+    def wait(self, job_id: str) -> dict:
+        """Wait until a job is settled; return it."""
+        self._await(lambda: self.job(job_id)["state"] in ("done", "failed", "cancelled"), f"{job_id} to settle")
+        return self.job(job_id)
+
+    def images(self, job_id: str) -> list[dict]:
+        """GET all images of a job, page by page."""
+        images, path = [], f"/v1/jobs/{job_id}/images?limit=50"
+        while path:
+            page = self.client.get(path).json()
+            images += page["data"]
+            path = page["next"]
+        return images
+
+    def files(self, job_id: str) -> list[bytes]:
+        """Fetch every image of a job by its presigned URL, in order."""
+        return [httpx.get(image["url"]).raise_for_status().content for image in self.images(job_id)]
+
+    def occupancy(self) -> float:
+        """Return the mean number of seats taken per step within the last minute."""
+        return self.client.get("/v1/throughput").json()["total"]["1m"]["mean_seat_occupancy"]
+
+    def stop(self) -> None:
+        """End every process, the polite way first."""
+        for process in reversed(self._processes):
+            process.send_signal(signal.SIGTERM)
+        for process in self._processes:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.client.close()
+
+
+@contextmanager
+def running_farm(folder: Path, **settings: str) -> Iterator[Farm]:
+    """Run a farm for the length of a `with` block; its workers are the caller's to start."""
+    with valkey() as redis, seaweed() as s3:
+        env = {
+            "FARM_REDIS_URL": redis.url,
+            "FARM_DEVICE": "cpu",
+            "FARM_MAX_BATCH": "4",
+            "FARM_TORCH_THREADS": "1",
+            "FARM_LEASE_S": "4",
+            "FARM_LOG_LEVEL": "WARNING",
+            **{f"FARM_{name.upper()}": value for name, value in {**s3.credentials, **settings}.items()},
+        }
+        farm = Farm(env, folder)
+        try:
+            yield farm
+        finally:
+            farm.stop()

@@ -1,0 +1,191 @@
+"""What the farm promises its users, seen from outside: POST, poll, fetch by URL, compare with diffusers alone."""
+
+import io
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    StableDiffusionPipeline,
+)
+from PIL import Image
+from running_farm import running_farm
+
+from tiny_models import SIZE_PX, save_tiny_sd15
+
+UINT8_ROUNDING = 0.5 / 255
+"""Half a level: what a PNG cannot tell from the truth."""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Return the folder of a tiny random SD 1.5."""
+    return save_tiny_sd15(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def farm(tiny, tmp_path_factory):
+    """Run a farm with one CPU worker that serves the tiny model and the one that ships."""
+    folder = tmp_path_factory.mktemp("farm")
+    catalog = folder / "catalog.toml"
+    catalog.write_text(
+        f'[[model]]\nname = "tiny"\nfamily = "sd15"\nsource = "{tiny}"\nmin_size = 8\n'
+        f"width = {SIZE_PX}\nheight = {SIZE_PX}\n"
+    )
+    with running_farm(folder, catalog_file=str(catalog)) as farm:
+        farm.worker = farm.start_worker()
+        yield farm
+
+
+@cache
+def pipeline_of(model):
+    """Load diffusers' own pipeline, in fp32."""
+    pipeline = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def alone(
+    model, scheduler, *, prompt, negative_prompt="", seed, num_inference_steps, guidance_scale, size_px, **config
+):
+    """Render one image by diffusers' own pipeline, nobody beside it; return [h, w, 3] of 0 to 1."""
+    pipeline = pipeline_of(model)
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **config)
+    return pipeline(
+        prompt,
+        negative_prompt=negative_prompt,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        height=size_px,
+        width=size_px,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        output_type="np",
+    ).images[0]
+
+
+def pixels(file):
+    """Return the pixels of an image file, [h, w, 3] of 0 to 1."""
+    return np.asarray(Image.open(io.BytesIO(file)), dtype=np.float64) / 255
+
+
+@pytest.mark.parametrize(
+    ("model", "size_px", "num_images"), [("tiny", SIZE_PX, 6), ("scenes", 128, 2)], ids=["tiny", "scenes"]
+)
+def test_jobs_share_batches_and_each_image_is_diffusers_own(farm, tiny, model, size_px, num_images):
+    """Three jobs with different steps and schedulers ride together; every image is what diffusers gives alone."""
+    jobs = [
+        ("Euler a", EulerAncestralDiscreteScheduler, {}, 11, 7.5, "a red heart above a blue boat at night", ""),
+        (
+            "dpmpp_2m_karras",
+            DPMSolverMultistepScheduler,
+            {"use_karras_sigmas": True},
+            17,
+            4.0,
+            "a big green tree",
+            "snow",
+        ),
+        ("DDIMScheduler", DDIMScheduler, {}, 8, 2.5, "a yellow star in the desert", "red"),
+    ]
+    ids = [
+        farm.post(
+            model=model,
+            prompts=[prompt],
+            negative_prompt=negative_prompt,
+            seed=40 + i,
+            num_images_per_prompt=num_images,
+            scheduler=name,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+        )
+        for i, (name, _, _, steps, guidance, prompt, negative_prompt) in enumerate(jobs)
+    ]
+    assert [farm.wait(job_id)["state"] for job_id in ids] == ["done"] * 3
+    assert farm.occupancy() > 1
+
+    source = tiny if model == "tiny" else f"models/{model}"
+    for i, (_, scheduler, config, steps, guidance, prompt, negative_prompt) in enumerate(jobs):
+        for image, file in enumerate(farm.files(ids[i])):
+            expected = alone(
+                source,
+                scheduler,
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                seed=40 + i + image,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                size_px=size_px,
+                **config,
+            )
+            assert np.abs(pixels(file) - expected).max() <= UINT8_ROUNDING + 1e-4
+
+
+def test_invariant_bytes_do_not_depend_on_company_or_order(farm):
+    """Under `invariant` a request gives the same file alone, in company, and in any order of arrival."""
+
+    def request(seed):
+        return {
+            "model": "tiny",
+            "prompts": [f"a red circle number {seed}"],
+            "seed": seed,
+            "num_inference_steps": 5 + seed % 3,
+            "scheduler": ["euler", "dpmpp_2m_sde", "unipc"][seed % 3],
+            "reproducibility": "invariant",
+        }
+
+    seeds = list(range(7))
+    by_themselves = {}
+    for seed in seeds:
+        job_id = farm.post(**request(seed))
+        farm.wait(job_id)
+        (by_themselves[seed],) = farm.files(job_id)
+    assert len(set(by_themselves.values())) == len(seeds)
+
+    for order in (seeds, seeds[::-1], [3, 0, 6, 1, 5, 2, 4]):
+        company = farm.post(model="tiny", prompts=["somebody else"], num_images_per_prompt=3, seed=1000)
+        ids = {seed: farm.post(**request(seed)) for seed in order}
+        farm.wait(company)
+        for seed, job_id in ids.items():
+            farm.wait(job_id)
+            assert farm.files(job_id) == [by_themselves[seed]]
+
+
+def test_a_worker_killed_in_mid_job_costs_nothing(farm):
+    """A kill -9 amid 60 images: a restarted worker finishes; 60 objects, none twice, bytes as of an undisturbed run."""
+    request = {
+        "model": "tiny",
+        "prompts": ["a red circle", "a blue square", "a green tree"],
+        "num_images_per_prompt": 20,
+        "seed": 9,
+        "num_inference_steps": 60,
+        "reproducibility": "invariant",
+    }
+    undisturbed = farm.post(**request)
+    farm.wait(undisturbed)
+
+    disturbed = farm.post(**request)
+    farm.wait_stored(disturbed, 5)
+    farm.worker.kill()
+    farm.worker.wait()
+    assert farm.job(disturbed)["counts"]["stored"] < 60, "the kill came too late to disturb anything"
+    farm.worker = farm.start_worker()
+    job = farm.wait(disturbed)
+    assert (job["state"], job["counts"]["stored"], job["counts"]["failed"]) == ("done", 60, 0)
+    assert job["retries"] > 0
+    images = farm.images(disturbed)
+    assert len({image["key"] for image in images}) == 60
+    assert farm.files(disturbed) == farm.files(undisturbed)
+
+
+def test_cancel_frees_the_farm_at_once(farm):
+    """A cancelled job of a hundred thousand images lets the next one through; nothing of it is rendered later."""
+    endless = farm.post(model="tiny", prompts=["for ever"], num_images_per_prompt=100_000, num_inference_steps=50)
+    farm.wait_stored(endless, 1)
+    answer = farm.client.delete(f"/v1/jobs/{endless}")
+    assert answer.json()["state"] == "cancelled"
+    following = farm.post(model="tiny", prompts=["next"], seed=1)
+    assert farm.wait(following)["state"] == "done"
+    assert farm.job(endless)["counts"]["stored"] == answer.json()["counts"]["stored"]
