@@ -2,7 +2,7 @@
 
 import pytest
 import schemathesis
-from conftest import WORKER, api_settings, heartbeat
+from api_client import WORKER, api_settings, heartbeat
 from hypothesis import HealthCheck, settings
 from schemathesis.config import SchemathesisConfig
 from schemathesis.python import asgi

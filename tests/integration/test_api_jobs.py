@@ -4,7 +4,7 @@ from datetime import datetime
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from conftest import heartbeat
+from api_client import heartbeat
 
 from farm.queue import queue_length
 

@@ -7,7 +7,7 @@ import urllib.request
 from dataclasses import replace
 
 import pytest
-from conftest import Api, api_settings, heartbeat
+from api_client import Api, api_settings, heartbeat
 
 from api.app import create_app
 from farm.queue import make_celery

@@ -1,7 +1,7 @@
 """What the API tells of the farm as a whole: models, workers, throughput, metrics."""
 
 import pytest
-from conftest import WORKER, heartbeat
+from api_client import WORKER, heartbeat
 from prometheus_client.parser import text_string_to_metric_families
 
 from farm.ledger import Gpu

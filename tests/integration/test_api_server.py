@@ -10,6 +10,8 @@ import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -19,9 +21,10 @@ from servers import free_ports
 class Served:
     """A running `python -m api`."""
 
-    def __init__(self, port: int, process: subprocess.Popen) -> None:
+    def __init__(self, port: int, process: subprocess.Popen, log_file: Path) -> None:
         self.port = port
         self.process = process
+        self.log_file = log_file
 
     def talk(self, *pieces: bytes, timeout_s: float = 10.0) -> tuple[int, bytes]:
         """Send pieces until the server answers; return how many were sent, and the answer."""
@@ -41,12 +44,12 @@ class Served:
         return num_sent, answer
 
 
-@pytest.fixture
-def served(redis_url, tmp_path):
-    """Return the API as a process, logging JSON."""
+@contextmanager
+def serving(redis_url, log_file):
+    """Run the API as a process, logging JSON, for the length of a `with` block."""
     (port,) = free_ports(1)
     env = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith(("FARM_", "AWS_"))},
         "FARM_REDIS_URL": redis_url,
         "FARM_S3_ENDPOINT": "http://127.0.0.1:9",
         "FARM_S3_ACCESS_KEY": "key",
@@ -54,22 +57,29 @@ def served(redis_url, tmp_path):
         "FARM_LOG_FORMAT": "json",
         "FARM_MAX_BODY_BYTES": "1000000",
     }
-    with (tmp_path / "log").open("wb") as log:
+    with log_file.open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "api", "--port", str(port)], env=env, stderr=log)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=1):
                     break
             except OSError:
-                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert process.poll() is None, log_file.read_text()
                 assert time.monotonic() < deadline, "the API did not start"
                 time.sleep(0.05)
-        yield Served(port, process)
+        yield Served(port, process, log_file)
     finally:
         process.kill()
         process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def served(valkey_server, tmp_path_factory):
+    """Return the API as a process, for tests that leave it as it is."""
+    with serving(valkey_server.url, tmp_path_factory.mktemp("api") / "log") as server:
+        yield server
 
 
 def test_a_chunked_body_is_refused_before_it_has_been_sent(served):
@@ -103,21 +113,22 @@ def test_bytes_that_no_client_should_send_are_the_clients_fault(served, head):
     assert served.process.poll() is None
 
 
-def test_requests_are_logged_with_their_fields(served, tmp_path):
+def test_requests_are_logged_with_their_fields(served):
     """Each request is one JSON line with an action; a path can not forge another line."""
     served.talk(b"GET /v1/jobs/x%0a%7B%22action%22 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    requests = [line for line in lines if line.get("action") == "http_request"]
-    (logged,) = requests
+    lines = [json.loads(line) for line in served.log_file.read_text().splitlines()]
+    (logged,) = [line for line in lines if line.get("action") == "http_request" and "jobs/x" in line["path"]]
     assert (logged["method"], logged["status"], logged["route"]) == ("GET", 404, "/v1/jobs/{job_id}")
     assert logged["path"] == "/v1/jobs/x%0A%7B%22action%22"
     assert logged["duration_ms"] >= 0
 
 
-def test_it_stops_on_sigterm(served):
+def test_it_stops_on_sigterm(redis_url, tmp_path):
     """SIGTERM ends the process in good order and soon."""
-    served.process.send_signal(signal.SIGTERM)
-    assert served.process.wait(5) in (0, -signal.SIGTERM)
+    with serving(redis_url, tmp_path / "log") as server:
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(10) in (0, -signal.SIGTERM)
+        assert "Application shutdown complete" in server.log_file.read_text()
 
 
 def test_the_same_key_at_the_same_moment_makes_one_job(served):

@@ -24,7 +24,7 @@ NEARLY = st.fixed_dictionaries(
 
 
 @given(JUNK | NEARLY)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_every_document_is_a_job_or_a_told_error(document):
     """No JSON document makes the parser fail in a way of its own, and errors can be sent."""
     body = json.dumps(document).encode()
@@ -50,7 +50,7 @@ def outcome_of(body):
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_bytes_are_told_as_no_json(body):
     """Bytes that are no JSON are the client's fault."""
     with pytest.raises((HttpProblem, Refused)):
