@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 
@@ -60,7 +60,7 @@ class FarmClient:
 
     def job(self, job_id: str) -> Json:
         """Return a job as it stands."""
-        return self._ask("GET", f"/v1/jobs/{job_id}")
+        return self._ask("GET", f"/v1/jobs/{quote(job_id, safe='')}")
 
     def jobs(self, *, limit: int) -> list[Json]:
         """Return the latest jobs, newest first."""
@@ -68,7 +68,7 @@ class FarmClient:
 
     def images(self, job_id: str, *, offset: int = 0, limit: int = PAGE) -> Json:
         """Return one page of a job's images."""
-        return self._ask("GET", f"/v1/jobs/{job_id}/images", params={"offset": offset, "limit": limit})
+        return self._ask("GET", f"/v1/jobs/{quote(job_id, safe='')}/images", params={"offset": offset, "limit": limit})
 
     def all_images(self, job_id: str) -> Iterator[Json]:
         """Walk over all images of a job; their URLs are as fresh as the page."""
@@ -83,7 +83,7 @@ class FarmClient:
 
     def cancel(self, job_id: str) -> Json:
         """Cancel a job; returns it as it stands then."""
-        return self._ask("DELETE", f"/v1/jobs/{job_id}")
+        return self._ask("DELETE", f"/v1/jobs/{quote(job_id, safe='')}")
 
     def throughput(self) -> Json:
         """Return the farm's rates."""

@@ -24,10 +24,11 @@ from cli.client import FINAL_STATES, FarmClient, total_of, unix_s
 from cli.download import Manifest, download
 from cli.embedded import pick_ports
 from cli.exits import CliError, Exit
+from cli.lock import LOCK_FILE, lock
 from cli.processes import child_env, python_module
 from cli.sheet import Cell, contact_sheet
 from cli.show import console, note
-from cli.up import LOCK_FILE, STATE_FILE, lock
+from cli.up import STATE_FILE
 
 _START_LIMIT_S: Final = 420.0
 _STOP_LIMIT_S: Final = 120.0

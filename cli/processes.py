@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
@@ -45,15 +45,16 @@ class Child:
     started_at: float = 0.0
     next_start_at: float = 0.0
     quick_deaths: int = 0
-    deaths: int = field(default=0)
+    log_start: int = 0  # where this process' part of the log begins, bytes
 
 
 class ChildDied(Exception):
     """A child ended while the farm was starting."""
 
-    def __init__(self, spec: Spec, code: int) -> None:
-        super().__init__(f"{spec.name} ended with {describe_exit(code)}")
-        self.spec = spec
+    def __init__(self, child: Child, code: int) -> None:
+        super().__init__(f"{child.spec.name} ended with {describe_exit(code)}")
+        self.spec = child.spec
+        self.last_words = tail(child.spec.log, since=child.log_start)
 
 
 class Supervisor:
@@ -99,8 +100,7 @@ class Supervisor:
             child.process = None
             self._tell_tether()
             if starting:
-                raise ChildDied(child.spec, code)
-            child.deaths += 1
+                raise ChildDied(child, code)
             child.quick_deaths = 0 if now - child.started_at > _STABLE_AFTER_S else child.quick_deaths + 1
             wait_s = min(_MAX_BACKOFF_S, 0.25 * 2**child.quick_deaths) if child.quick_deaths else 0.0
             child.next_start_at = now + wait_s
@@ -129,6 +129,7 @@ class Supervisor:
         spec = child.spec
         rotate(spec.log)
         with spec.log.open("ab") as log:
+            child.log_start = log.tell()
             child.process = subprocess.Popen(  # the supervisor ends it in stop()
                 spec.argv,
                 env=dict(spec.env),
@@ -228,11 +229,11 @@ def rotate(log: Path) -> None:
             log.replace(log.with_suffix(".1.log"))
 
 
-def tail(log: Path, *, lines: int = 12) -> str:
-    """Return the last lines of a log, or nothing."""
+def tail(log: Path, *, since: int = 0, lines: int = 12) -> str:
+    """Return the last lines of a log, none from before byte `since`; empty when there is none."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 16_384))
+            file.seek(max(since, log.stat().st_size - 16_384))
             return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
     except OSError:
         return ""

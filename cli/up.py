@@ -7,14 +7,13 @@ under the data folder; `farm.json` in it says where a running farm is.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,17 +24,18 @@ import httpx
 from cli import embedded
 from cli.client import FarmClient, items, unix_s
 from cli.exits import CliError, Exit
+from cli.lock import lock
 from cli.processes import ChildDied, Spec, Supervisor, child_env, python_module, tail
 from cli.show import Stages, banner, note
 
 STATE_FILE: Final = "farm.json"
-LOCK_FILE: Final = "farm.lock"
 
 _SERVERS_READY_S: Final = 60.0
 _API_READY_S: Final = 120.0
 _WORKER_READY_S: Final = 300.0
-_LOCK_WAIT_S: Final = 60.0
+_AFTER_REFUSAL_S: Final = 15.0
 _TICK_S: Final = 0.1
+_PROBE_EVERY_S: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def start(
         "api",
         python_module("api", "--host", options.host, "--port", str(options.port)),
         env,
-        cwd=data,
+        cwd=Path.cwd(),  # settings may name files relative to it
         log=data / "logs" / "api.log",
     )
     count = () if options.workers is None else ("--cpu-workers", str(options.workers))
@@ -146,7 +146,7 @@ def start(
         "workers",
         python_module("worker.launcher", *count),
         env,
-        cwd=data,
+        cwd=Path.cwd(),
         log=data / "logs" / "workers.log",
         grace_s=40.0,  # more than its launcher gives them
     )
@@ -172,7 +172,7 @@ def start(
             wait(api, client.is_ready, _API_READY_S)
             wait(workers, worker_reports, _WORKER_READY_S)
         except ChildDied as death:
-            raise CliError(f"{death}; its log, {death.spec.log}, ends with:\n{tail(death.spec.log)}") from death
+            raise CliError(f"{death}; its log, {death.spec.log}, ends with:\n{death.last_words}") from death
     write_state(data, options, supervisor, ports)
     if options.until_eof:  # whoever started it speaks for it
         note(f"the farm is ready at {options.url}")
@@ -191,15 +191,33 @@ def wait_for(
 ) -> None:
     """Wait until a child is ready; raises Stopping on a signal, ChildDied, or CliError when it takes too long."""
     deadline = time.monotonic() + limit_s
+    log_start = spec.log.stat().st_size if spec.log.exists() else 0
     while not is_ready():
         if stop.is_set:
             raise Stopping
         supervisor.tend(starting=True)
+        if refused := find_refusal(spec.log, since=log_start):
+            # With several GPUs one may be refused and another be on its way.
+            deadline = min(deadline, time.monotonic() + _AFTER_REFUSAL_S)
+        if time.monotonic() > deadline and refused:
+            raise CliError(f"{spec.name} cannot start: {refused}")
         if time.monotonic() > deadline:
             raise CliError(
                 f"{spec.name} is not ready after {limit_s:.0f} s; its log, {spec.log}, ends with:\n{tail(spec.log)}"
             )
-        time.sleep(_TICK_S)
+        time.sleep(_PROBE_EVERY_S)
+
+
+def find_refusal(log: Path, *, since: int) -> str:
+    """Return why a worker last refused to start, as its launcher's log says from byte `since` on; empty if none did."""
+    marker = "cannot start: "
+    try:
+        with log.open("rb") as file:
+            file.seek(since)
+            lines = [line for line in file.read().decode(errors="replace").splitlines() if marker in line]
+    except OSError:
+        return ""
+    return lines[-1].partition(marker)[2].partition(" action=")[0] if lines else ""
 
 
 def fresh_workers(url: str, *, since: float) -> list[dict[str, Any]]:
@@ -226,49 +244,6 @@ def port_taken(options: UpOptions) -> str:
         if httpx.get(f"{options.url}/healthz", timeout=1.0, trust_env=False).is_success:
             return f"a farm runs at {options.url} already; start a second one with --port and --data of its own"
     return f"port {options.port} on {options.host} is taken; choose another, such as --port {options.port + 1}"
-
-
-@contextlib.contextmanager
-def lock(data: Path) -> Iterator[int]:
-    """Hold the data folder for one `farm up`; waits for the remains of one that was killed.
-
-    The tether of a killed farm keeps the lock until the last child has ended, so nothing starts on top of them.
-    """
-    with (data / LOCK_FILE).open("a+", encoding="utf-8") as file:
-        deadline = time.monotonic() + _LOCK_WAIT_S
-        told = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip()
-                if is_running(holder) or time.monotonic() > deadline:
-                    message = f"{data} is in use by another `farm up` (process {holder or 'unknown'})"
-                    raise CliError(f"{message}; stop it, or choose another --data", code=Exit.IN_USE) from None
-                if not told:
-                    note("a farm that was killed is still ending; waiting for it")
-                    told = True
-                time.sleep(_TICK_S)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield file.fileno()
-
-
-def is_running(pid: str) -> bool:
-    """Whether a process of this number runs, zombies apart."""
-    if not pid.isdigit():
-        return True  # locked, and its owner has not written its number yet
-    try:
-        os.kill(int(pid), 0)
-        stat = Path(f"/proc/{pid}/stat")
-        return not stat.exists() or stat.read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
-    except (ProcessLookupError, FileNotFoundError):
-        return False
-    except PermissionError:
-        return True
 
 
 def write_state(data: Path, options: UpOptions, supervisor: Supervisor, ports: embedded.Ports) -> None:

@@ -72,11 +72,13 @@ def test_a_child_that_keeps_dying_is_started_ever_later(tmp_path):
 
 def test_a_death_while_starting_is_an_error(tmp_path):
     """A part that cannot start would only crash again: its log is worth more."""
+    (tmp_path / "crasher.log").write_text("what an earlier start said\n")
     with Supervisor(lambda _: None) as supervisor:
         supervisor.start(spec(tmp_path, "crasher", "print('no such option'); raise SystemExit(2)"))
-        with pytest.raises(ChildDied, match="crasher ended with code 2"):
+        with pytest.raises(ChildDied, match="crasher ended with code 2") as caught:
             until(lambda: False, lambda: supervisor.tend(starting=True))
-    assert tail(tmp_path / "crasher.log") == "no such option"
+    assert caught.value.last_words == "no such option"
+    assert tail(tmp_path / "crasher.log", lines=2) == "what an earlier start said\nno such option"
 
 
 def test_children_end_in_reverse_order(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 
 from cli.embedded import pick_ports
 from cli.exits import CliError, Exit
-from cli.up import UpOptions, is_running, lock, models_dir, run_up
+from cli.lock import is_running, lock
+from cli.up import UpOptions, find_refusal, models_dir, run_up
 
 
 def options(tmp_path, port):
@@ -70,3 +71,17 @@ def test_models_are_those_of_the_environment_or_the_checkout(monkeypatch, tmp_pa
     assert models_dir().name == "models"
     monkeypatch.setenv("FARM_MODELS_DIR", str(tmp_path))
     assert models_dir() == tmp_path
+
+
+def test_a_workers_refusal_is_found_in_its_log(tmp_path):
+    """What an earlier start wrote does not count; the last reason does."""
+    log = tmp_path / "workers.log"
+    assert find_refusal(log, since=0) == ""
+    log.write_text("CRITICAL worker.app: this worker cannot start: no GPU\n")
+    start = log.stat().st_size
+    assert find_refusal(log, since=start) == ""
+    with log.open("a") as file:
+        file.write(
+            "INFO started\nCRITICAL worker.app: this worker cannot start: another worker owns it action=worker_refused\nINFO again\n"
+        )
+    assert find_refusal(log, since=start) == "another worker owns it"
