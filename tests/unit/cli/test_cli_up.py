@@ -82,6 +82,6 @@ def test_a_workers_refusal_is_found_in_its_log(tmp_path):
     assert find_refusal(log, since=start) == ""
     with log.open("a") as file:
         file.write(
-            "INFO started\nCRITICAL worker.app: this worker cannot start: another worker owns it action=worker_refused\nINFO again\n"
+            "INFO started\nCRITICAL worker.app: this worker cannot start: it is owned action=worker_refused\nINFO again\n"
         )
-    assert find_refusal(log, since=start) == "another worker owns it"
+    assert find_refusal(log, since=start) == "it is owned"
