@@ -30,11 +30,13 @@ def test_a_job_is_accepted_with_its_id_total_and_location(api):
 
 
 def test_a_million_images_are_one_job(api):
-    """100 prompts with 10,000 seeds each are accepted, and the last image has the seed it should have."""
+    """100 prompts with 10,000 seeds each are accepted, the last has the seed it should have, and all are cancelled."""
     job = api.post_job(prompts=[f"prompt {i}" for i in range(100)], num_images_per_prompt=10_000)
     assert job["total"] == 1_000_000
     last = api.get(f"/v1/jobs/{job['id']}/images/999999").json()
     assert (last["prompt"], last["seed"]) == ("prompt 99", 7 + 9_999)
+    cancelled = api.delete(job["links"]["self"]).json()
+    assert (cancelled["state"], cancelled["counts"]["cancelled"]) == ("cancelled", 1_000_000)
 
 
 def test_ten_thousand_distinct_prompts_are_one_job(api):
