@@ -17,7 +17,7 @@ import socket
 import tempfile
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -41,7 +41,7 @@ from worker.render import Renderer
 from worker.upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from celery import Celery
 
@@ -76,9 +76,7 @@ def run(settings: Settings) -> int:
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     node = settings.worker_name or default_node(device)
-    with ExitStack() as locks:
-        for lock in locks_of(node, device, settings):
-            locks.enter_context(lock)
+    with sole_use(node, device, settings):
         catalog = load_catalog(settings.catalog_file)
         models = served_models(settings.worker_models, catalog)
         name = f"{node}#{secrets.token_hex(4)}"
@@ -120,11 +118,11 @@ def run(settings: Settings) -> int:
         drain.start()
         upkeep.start()
         log.info("worker %s is ready", name, extra={"action": "worker_ready", "device": device.kind})
-        consume(app, node, models, renderer, drain, num_threads=settings.max_batch + _SPARE_THREADS)
+        code = consume(app, node, models, renderer, drain, num_threads=settings.max_batch + _SPARE_THREADS)
         drain.finish()
         upkeep.stop()
         say_goodbye(ledger, name)
-        return 1 if drain.lost_device else 0
+        return 1 if drain.lost_device else code
 
 
 def default_node(device: Device) -> str:
@@ -132,12 +130,19 @@ def default_node(device: Device) -> str:
     return f"{socket.gethostname()}:{device.id[: len('GPU-12345678')].lower() if device.uuid else 'cpu0'}"
 
 
-def locks_of(node: str, device: Device, settings: Settings) -> list[DeviceLock]:
-    """Return the locks that prove us alone: on this GPU, in any farm, and under this name, in this farm."""
+@contextmanager
+def sole_use(node: str, device: Device, settings: Settings) -> Iterator[None]:
+    """Hold the locks that prove us alone: on this GPU in any farm, and under this name in this farm.
+
+    Raises Fatal when another worker holds one.
+    """
     folder = Path(tempfile.gettempdir()) / f"diffusion-farm-{os.getuid()}"
-    farm_and_node = f"{settings.redis_url} {node}"
-    name = DeviceLock(folder, f"node-{hashlib.sha256(farm_and_node.encode()).hexdigest()[:16]}")
-    return [DeviceLock(folder, device.id), name] if device.uuid else [name]
+    farm_and_node = hashlib.sha256(f"{settings.redis_url} {node}".encode()).hexdigest()
+    with ExitStack() as locks:
+        if device.uuid:
+            locks.enter_context(DeviceLock(folder, device.uuid))
+        locks.enter_context(DeviceLock(folder, f"node-{farm_and_node[:16]}"))
+        yield
 
 
 def served_models(names: str, catalog: Catalog) -> tuple[str, ...]:
@@ -245,8 +250,8 @@ class Drain:
 
 def consume(
     app: Celery, node: str, models: Sequence[str], renderer: Renderer, drain: Drain, *, num_threads: int
-) -> None:
-    """Read the queues of `models` until a signal ends it and every thread has returned."""
+) -> int:
+    """Read the queues of `models` until a signal ends it and every thread has returned; return Celery's exit code."""
 
     @app.task(name=RENDER_TASK)  # type: ignore[untyped-decorator]  # celery ships no types
     def render(*arguments: object, **_: object) -> None:
@@ -276,6 +281,7 @@ def consume(
         quiet=True,
     )
     worker.start()
+    return worker.exitcode or 0
 
 
 def read_hint(arguments: Sequence[object]) -> Hint | None:

@@ -1,0 +1,110 @@
+"""How a worker is put together: its name, its locks, what it reads from messages, how it goes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from farm.catalog import Catalog
+from farm.errors import Fatal, UnknownModel
+from farm.jobs import Hint
+from farm.settings import Settings
+from farm.storage import Store
+from worker.app import Drain, default_node, prepare_bucket, read_gpu, read_hint, served_models, sole_use
+from worker.gpu import Device, Telemetry
+
+CPU = Device(torch.device("cpu"), "cpu", None)
+CARD = Device(torch.device("cpu"), "NVIDIA GeForce RTX 4090", "GPU-8a6e1c1e-0000-1111-2222-333333333333")
+
+
+@pytest.fixture(autouse=True)
+def _locks_of_our_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["job_a", 0, 1], Hint("job_a", 0, 1)),
+        (("job_a", 7, 2), Hint("job_a", 7, 2)),
+        ([], None),
+        (["job_a", 0], None),
+        (["job_a", 0, 1, 1], None),
+        (["job_a", "0", 1], None),
+        (["job_a", -1, 1], None),
+        (["job_a", 0, 0], None),
+        ([None, 0, 1], None),
+        ([["job_a"], 0, 1], None),
+    ],
+)
+def test_a_message_says_a_hint_or_nothing(arguments, hint):
+    """Whatever lies in a queue, a thread never dies of it."""
+    assert read_hint(arguments) == hint
+
+
+def test_models_to_serve():
+    """Some by name, or all; a name that the catalog lacks ends the start with the choices."""
+    catalog = Catalog()
+    assert served_models("", catalog) == tuple(catalog.names)
+    assert served_models(" scenes, ", catalog) == ("scenes",)
+    with pytest.raises(UnknownModel):
+        served_models("scenes,nonsense", catalog)
+
+
+def test_one_worker_per_gpu_whatever_its_name_or_farm():
+    """Two farms cannot share a card, two workers cannot share a name; CPU workers share the CPU."""
+    one, other = Settings(redis_url="redis://one/0"), Settings(redis_url="redis://other/0")
+    with sole_use("box:gpu0", CARD, one), ExitStack() as others:
+        with pytest.raises(Fatal, match="already owns"):
+            others.enter_context(sole_use("box:gpu1", CARD, other))
+        with pytest.raises(Fatal, match=str(os.getpid())):
+            others.enter_context(sole_use("box:gpu0", CPU, one))
+        for node, settings in (("box:cpu0", one), ("box:cpu1", one), ("box:cpu0", other)):
+            others.enter_context(sole_use(node, CPU, settings))
+    with sole_use("box:gpu0", CARD, other):
+        pass
+
+
+def test_a_worker_started_by_hand_has_a_lasting_name():
+    """It follows from host and device, so that a restart finds its predecessor's units."""
+    assert default_node(CPU).endswith(":cpu0")
+    assert default_node(CARD).endswith(":gpu-8a6e1c1e")
+
+
+def test_telemetry_is_reported_in_the_ledgers_units(monkeypatch):
+    """Bytes and fractions, and what the card does not tell stays unknown."""
+    said = Telemetry(CARD.uuid, 61, 311.5, 97, 1024, None)
+    monkeypatch.setattr("worker.app.read_telemetry", lambda _: said)
+    gpu = read_gpu(CARD)
+    assert (gpu.name, gpu.utilisation, gpu.memory_used_bytes) == (CARD.kind, 0.97, 1 << 30)
+    assert gpu.memory_total_bytes is None
+    monkeypatch.undo()
+    assert read_gpu(CPU) is None
+
+
+def test_storage_may_come_later_but_must_not_refuse_us(s3):
+    """A worker starts without storage; wrong credentials end its start with the reason."""
+    prepare_bucket(Store.connect(Settings(s3_endpoint="http://127.0.0.1:1", s3_access_key="a", s3_secret_key="b")))
+    with pytest.raises(Fatal, match="refuses our credentials"):
+        prepare_bucket(Store.connect(Settings(**{**s3, "s3_secret_key": "wrong"})))
+
+
+def test_a_lost_device_ends_the_process_with_a_drain(monkeypatch):
+    """Only a new process can use the card again: we ask ourselves to go, and say that it was no good end."""
+    told = threading.Event()
+    monkeypatch.setattr("os.kill", lambda pid, number: (pid, number) == (os.getpid(), signal.SIGTERM) and told.set())
+    done = []
+    engine = SimpleNamespace(is_alive=True, stop=lambda: done.append("engine stopped"))
+    drain = Drain(SimpleNamespace(drain=lambda: done.append("renderer draining")), engine)
+    drain.start()
+    engine.is_alive = False
+    assert told.wait(5)
+    drain.finish()
+    assert done == ["renderer draining", "engine stopped"]
+    assert drain.lost_device
