@@ -26,6 +26,7 @@ class Studio:
         self.config = self.reference.scheduler.config
         self.ours = load_pipeline(tiny_row(folder), models_dir=folder, device=torch.device("cpu"))
         self.images = {}
+        self.references = {}
         self.ours.decode = self._decode
 
     def _decode(self, latents):
@@ -36,7 +37,12 @@ class Studio:
         return pixels
 
     def by_diffusers(self, unit):
-        """Render `unit` with StableDiffusionPipeline; float [h, w, 3]."""
+        """Render `unit` with StableDiffusionPipeline, once; float [h, w, 3]."""
+        if unit not in self.references:
+            self.references[unit] = self._render_by_diffusers(unit)
+        return self.references[unit]
+
+    def _render_by_diffusers(self, unit):
         row = next(row for row in SCHEDULERS if row.name == unit.scheduler)
         self.reference.scheduler = getattr(diffusers, row.diffusers_class).from_config(self.config, **row.config)
         images = self.reference(
@@ -114,7 +120,7 @@ def test_alone(studio, guidance_scale):
 @pytest.mark.parametrize("guidance_scale", [0.0, 4.0], ids=["unguided", "guided"])
 def test_in_mixed_company(studio, guidance_scale):
     """Units of all schedulers in one lane, joining at random steps, come out as diffusers renders each alone."""
-    units = units_of_all_schedulers(guidance_scale, seed=2)
+    units = units_of_all_schedulers(guidance_scale, seed=1)
     for unit, rendered in zip(units, render_joining_at_random(studio, units, seed=3, max_batch=5), strict=True):
         studio.assert_same(unit, rendered)
         assert rendered.timings.mean_batch > 1
