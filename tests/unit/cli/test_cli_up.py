@@ -80,8 +80,7 @@ def test_a_workers_refusal_is_found_in_its_log(tmp_path):
     log.write_text("CRITICAL worker.app: this worker cannot start: no GPU\n")
     start = log.stat().st_size
     assert find_refusal(log, since=start) == ""
+    line = "CRITICAL worker.app: this worker cannot start: it is owned action=worker_refused"
     with log.open("a") as file:
-        file.write(
-            "INFO started\nCRITICAL worker.app: this worker cannot start: it is owned action=worker_refused\nINFO again\n"
-        )
+        file.write(f"INFO started\n{line}\nINFO again\n")
     assert find_refusal(log, since=start) == "it is owned"
