@@ -28,6 +28,8 @@ class Scheduler:
 
 _KARRAS: Final = MappingProxyType({"use_karras_sigmas": True})
 _SDE: Final = MappingProxyType({"algorithm_type": "sde-dpmsolver++"})
+# Without this PNDM starts with Runge-Kutta steps, which are not PLMS; SD 1.5's own config says the same.
+_PLMS: Final = MappingProxyType({"skip_prk_steps": True})
 _SDE_KARRAS: Final = MappingProxyType({"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True})
 
 SCHEDULERS: Final[tuple[Scheduler, ...]] = (
@@ -48,7 +50,7 @@ SCHEDULERS: Final[tuple[Scheduler, ...]] = (
     Scheduler("kdpm2_ancestral", "KDPM2AncestralDiscreteScheduler", "DPM2 a", aliases=("dpm_2_ancestral",)),
     Scheduler("lms", "LMSDiscreteScheduler", "LMS"),
     Scheduler("lms_karras", "LMSDiscreteScheduler", "LMS", "Karras", _KARRAS),
-    Scheduler("pndm", "PNDMScheduler", "PLMS", aliases=("plms",)),
+    Scheduler("pndm", "PNDMScheduler", "PLMS", config=_PLMS, aliases=("plms",)),
     Scheduler("lcm", "LCMScheduler", "LCM"),
 )
 

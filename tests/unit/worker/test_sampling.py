@@ -22,7 +22,6 @@ SD15 = {
     "beta_schedule": "scaled_linear",
     "clip_sample": False,
     "set_alpha_to_one": False,
-    "skip_prk_steps": True,
     "steps_offset": 1,
 }
 SHAPE = (4, 6, 5)
