@@ -36,7 +36,8 @@ def build_parts(settings: Settings, *, started_at: float) -> Parts:
     return Parts(
         settings=settings,
         catalog=load_catalog(settings.catalog_file),
-        ledger=Ledger.connect(settings),
+        # A client waits for each answer: better 503 after some seconds than a thread held for half a minute.
+        ledger=Ledger.connect(settings, socket_timeout_s=3, retries=1),
         celery=make_celery(settings),
         store=Store.connect(settings),
         started_at=started_at,

@@ -36,6 +36,7 @@ def expand(
             f"{len(spec.prompts)} prompts are more than one job takes ({max_prompts}); split the batch",
             field="prompts",
             value=len(spec.prompts),
+            choices=[f"1 to {max_prompts}"],
         )
     job_seed = drawn_seed if spec.seed in (None, -1) else spec.seed
     assert job_seed is not None  # noqa: S101  narrows the type: `in` does not
@@ -49,6 +50,7 @@ def expand(
             f"{total} images are more than one job takes ({max_images}); split the batch",
             field="num_images_per_prompt",
             value=total,
+            choices=[f"1 to {max_images} images in all"],
         )
     header = Header(
         id=job_id,
@@ -82,6 +84,7 @@ def _entry(spec: JobSpec, given: str | PromptSpec, row: ModelRow, *, job_seed: i
             f"{row.name} takes at most {row.max_steps} steps",
             field=field_of("num_inference_steps"),
             value=steps,
+            choices=[f"1 to {row.max_steps}"],
         )
     guidance = own.guidance_scale if own.guidance_scale is not None else spec.guidance_scale
     num_images = own.num_images_per_prompt or spec.num_images_per_prompt

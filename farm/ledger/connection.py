@@ -43,17 +43,19 @@ _OUTAGE: Final = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, Rea
 class Connection:
     """A Redis client with the ledger's scripts; no I/O until it is used."""
 
-    def __init__(self, url: str, *, clock: Callable[[], float] | None = None) -> None:
-        # Two quick retries bridge a dropped connection; repeating is safe because every script is. A real outage
+    def __init__(
+        self, url: str, *, clock: Callable[[], float] | None = None, socket_timeout_s: float = 10.0, retries: int = 2
+    ) -> None:
+        # The quick retries bridge a dropped connection; repeating is safe because every script is. A real outage
         # is the callers' to wait out.
         # Any: redis-py's annotations mix its answers with and without decoding, and sync with async.
         self.redis: Any = Redis.from_url(
             url,
-            socket_timeout=10,
-            socket_connect_timeout=5,
+            socket_timeout=socket_timeout_s,
+            socket_connect_timeout=socket_timeout_s / 2,
             socket_keepalive=True,
             health_check_interval=30,
-            retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), retries=2),
+            retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), retries=retries),
         )
         self._clock = clock
 

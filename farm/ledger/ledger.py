@@ -46,10 +46,21 @@ class Ledger(Reports):
         self._decode_header = lru_cache(maxsize=256)(decode_header)
 
     @classmethod
-    def connect(cls, settings: Settings, *, clock: Callable[[], float] | None = None) -> Ledger:
-        """Build a ledger on `settings.redis_url`, without any I/O. `clock` replaces the server's, for tests."""
+    def connect(
+        cls,
+        settings: Settings,
+        *,
+        clock: Callable[[], float] | None = None,
+        socket_timeout_s: float = 10.0,
+        retries: int = 2,
+    ) -> Ledger:
+        """Build a ledger on `settings.redis_url`, without any I/O.
+
+        `clock` replaces the server's, for tests. A call on a server that hangs takes `socket_timeout_s` times one
+        more than `retries`: whoever has clients waiting takes less of both.
+        """
         return cls(
-            Connection(settings.redis_url, clock=clock),
+            Connection(settings.redis_url, clock=clock, socket_timeout_s=socket_timeout_s, retries=retries),
             lease_s=settings.lease_s,
             max_attempts=settings.max_attempts,
             idempotency_expiry_s=settings.idempotency_expiry_s,

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from farm.errors import UnknownJob
 from farm.expand import locate
-from farm.jobs import Counts, Header, UnitState
+from farm.jobs import Counts, UnitState
 from farm.ledger.codec import STORED_TIMES_BYTES, decode_entry, decode_header
 from farm.ledger.connection import PREFIX, Connection, translate_outage
 from farm.ledger.records import ImageStatus, JobStatus, Rate, Throughput, WorkerReport
@@ -29,6 +29,8 @@ _STATUS_FIELDS: Final = (
     "started_at",
     "finished_at",
 )
+_STORED: Final = _STATUS_FIELDS.index("stored")
+_FINISHED_AT: Final = _STATUS_FIELDS.index("finished_at")
 
 
 class Reports:
@@ -78,9 +80,10 @@ class Reports:
         if not found:
             return []
         now = self._connection.now()
-        return [self._status(row, now) for row in found]
+        waits = self._waits_s(row for row in found if row[_STORED] == b"0" and row[_FINISHED_AT] is None)
+        return [self._status(row, now, waits) for row in found]
 
-    def _status(self, row: list[Any], now: float) -> JobStatus:
+    def _status(self, row: list[Any], now: float, waits_s: dict[str, float]) -> JobStatus:
         header, _ = decode_header(row[0])
         rendering, stored, failed, retries, gpu_ms = (int(value) for value in row[1:6])
         cancelled_at, started_at, finished_at = (None if value is None else float(value) for value in row[6:9])
@@ -103,7 +106,7 @@ class Reports:
         elif rate is not None:
             eta_s = unsettled / rate
         else:
-            eta_s = self._eta_behind_backlog(header)
+            eta_s = waits_s.get(header.model)
         return JobStatus(
             header=header,
             counts=counts,
@@ -116,15 +119,13 @@ class Reports:
             eta_s=eta_s,
         )
 
-    def _eta_behind_backlog(self, header: Header) -> float | None:
-        """Bound the wait of a job that has no pace of its own: all that its model has queued, at the model's pace."""
-        rates = self.throughput().by_model.get(header.model)
-        if not rates or not rates[0].images_per_s:
-            return None
-        with translate_outage():
-            queued = int(self._redis.hget(f"{PREFIX}queued", header.model) or 0)
-            handed = int(self._redis.zcard(f"{PREFIX}handed:{header.model}"))
-        return (queued + handed) / rates[0].images_per_s
+    def _waits_s(self, rows: Iterable[list[Any]]) -> dict[str, float]:
+        """Bound the wait of jobs that have no pace of their own: all that is queued of a model, at the model's pace."""
+        if not any(True for _ in rows):
+            return {}
+        report = self.throughput()
+        paces = {model: rates[0].images_per_s for model, rates in report.by_model.items()}
+        return {model: queued / paces[model] for model, queued in self.queued_by_model().items() if paces.get(model)}
 
     def image(self, job_id: str, index: int) -> ImageStatus:
         """Return one image's status; raises UnknownJob when the job has no such image either."""
