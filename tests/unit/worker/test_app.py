@@ -106,5 +106,6 @@ def test_a_lost_device_ends_the_process_with_a_drain(monkeypatch):
     engine.is_alive = False
     assert told.wait(5)
     drain.finish()
+    drain.over()
     assert done == ["renderer draining", "engine stopped"]
     assert drain.lost_device
