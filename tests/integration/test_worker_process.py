@@ -77,25 +77,28 @@ class Farm:
         self.log = folder / "worker.log"
         self._worker = None
         self._launcher = None
+        self._processes = []
 
     # -- processes
 
-    def start(self, module="worker", *arguments):
+    def start(self, module, *arguments):
         """Start a process of ours."""
         env = {f"FARM_{name.upper()}": str(value) for name, value in self._values.items()}
         with self.log.open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 env={"PATH": os.environ["PATH"], "HOME": str(self.folder), "HF_HUB_OFFLINE": "1", **env},
                 stdout=log,
                 stderr=log,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # its end, should this process die, ends a tethered worker
             )
+        self._processes.append(process)
+        return process
 
     def worker(self):
         """Return a worker process that reports, started if there is none."""
         if self._worker is None or self._worker.poll() is not None:
-            self._worker = self.start()
+            self._worker = self.start("worker", "--tethered")
             self.wait(lambda: self._worker.poll() is not None or self._worker.pid in self.worker_pids(), 60)
             assert self._worker.poll() is None, self.log.read_text()[-6000:]
         return self._worker
@@ -116,9 +119,10 @@ class Farm:
 
     def end(self):
         """End what tests left: a killed launcher's worker ends by itself."""
-        for process in filter(None, (self._worker, self._launcher)):
+        for process in self._processes:
             process.kill()
             process.wait()
+            process.stdin.close()
 
     # -- jobs
 
