@@ -40,7 +40,7 @@ class Settings(BaseSettings):
 
     # -- leases and retries
     lease_s: float = Field(10.0, gt=0, description="How long a worker's right to a unit lasts unrenewed.")
-    max_attempts: int = Field(3, ge=1, description="Failed or lost attempts before a unit is given up.")
+    max_attempts: int = Field(5, ge=1, description="Failed or lost attempts before a unit is given up.")
     idempotency_expiry_s: int = Field(7 * 24 * 3600, ge=60)
 
     # -- the worker
@@ -51,7 +51,6 @@ class Settings(BaseSettings):
     max_resident_models: int = Field(1, ge=1, description="Models kept on the device at once.")
     torch_threads: int = Field(0, ge=0, description="CPU threads for torch; 0 leaves it to torch.")
     max_undelivered: int = Field(16, ge=1, description="Finished images that wait in memory for storage.")
-    metrics_port: int = Field(0, ge=0, le=65535, description="Port of the worker's own metrics; 0 means none.")
 
     # -- the API
     log_format: Literal["text", "json"] = "text"
