@@ -101,11 +101,15 @@ class Farm:
         return json.loads((self.data / "farm.json").read_text())["children"]
 
     def alive(self):
-        """Return the command lines of all processes that carry the mark, by number."""
+        """Return the command lines of all processes that carry the mark or work in the data folder, by number.
+
+        Valkey writes its title over its environment, so the mark alone would not find it.
+        """
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                if self.mark.encode() in (folder / "environ").read_bytes():
+                at_home = (folder / "cwd").readlink().is_relative_to(self.data.resolve())
+                if at_home or self.mark.encode() in (folder / "environ").read_bytes():
                     found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         return found
 
@@ -130,11 +134,14 @@ def farm(tmp_path, model):
     """Return a farm that is not started yet; whatever the test leaves running is ended."""
     farm = Farm(tmp_path / "data", model[1])
     yield farm
-    for pid in farm.alive():
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
     if farm.process is not None:
+        farm.process.kill()
         farm.process.wait()
+    while alive := farm.alive():  # a failed test: nothing may start anything any more, so this ends
+        for pid in alive:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
 
 
 def submit(farm, model, folder, *, images):
@@ -179,6 +186,9 @@ def test_a_farm_renders_and_survives_what_happens_to_it(farm, model, tmp_path):
     again = farm.command("up", "--port", str(pick_ports(1)[0]), "--data", str(farm.data))
     assert (again.returncode, "in use by another" in again.stderr) == (5, True), again.stderr
 
+    running = farm.alive()
+    assert set(farm.children.values()) < set(running), running
+
     # The servers die; they come back, and so does work.
     for name in ("valkey", "seaweedfs"):
         os.kill(farm.children[name], signal.SIGKILL)
@@ -215,6 +225,7 @@ def test_a_demo_ends_with_its_throughput(farm, model, tmp_path):
     """Pictures, their sheet, the throughput as the last line; nothing is left, and it works over its own remains."""
     prompts = tmp_path / "two.json"
     prompts.write_text(json.dumps({"model": model[0], "prompts": ["a star", "a boat"], "num_inference_steps": 2}))
+    farm.data = tmp_path / "out" / "demo-data"
     arguments = ["demo", "--prompts", str(prompts), "--out", str(tmp_path / "out")]
     (tmp_path / "out" / "demo-data" / "valkey").mkdir(parents=True)
     (tmp_path / "out" / "demo-data" / "valkey" / "remains").touch()
@@ -233,6 +244,7 @@ def test_a_killed_demo_takes_its_farm_along(farm, tmp_path):
     with farm.log.open("ab") as log:
         farm.process = subprocess.Popen(command, env=farm.env, cwd=ROOT, stdout=log, stderr=log)
     farm.until((tmp_path / "demo-data" / "logs" / "workers.log").exists)
+    farm.data = tmp_path / "demo-data"
     farm.end(signal.SIGKILL)
     farm.until(lambda: not farm.alive())
 
