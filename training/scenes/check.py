@@ -1,4 +1,4 @@
-"""Owns the model's report: `python -m training.scenes.check` renders captions kept out of training and reads the pixels.
+"""Owns the model's report: `python -m training.scenes.check` renders captions kept out of training and reads them.
 
 The figures go to `eval.json` beside the weights; the card in `docs/model-card-scenes.md` quotes them.
 """
@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 
 from training.scenes.data import draw_all, sample_scenes, save_grid
-from training.scenes.export import render
 from training.scenes.look import dominant_thing_colour
 from training.scenes.reader import Reading, train_reader
+from training.scenes.render import render
 from training.scenes.settings import Settings
 from training.scenes.vae import to_pixels, to_signal
 from training.scenes.words import Scene, plain_caption
@@ -40,7 +41,10 @@ def check(settings: Settings) -> dict[str, Any]:
     pipeline.set_progress_bar_config(disable=True)
     with torch.inference_mode():
         pixels = torch.from_numpy(draw_all(drawn[:200])).permute(0, 3, 1, 2)
-        parts = [pipeline.vae.decode(pipeline.vae.encode(to_signal(part)).latent_dist.mode()).sample for part in pixels.split(20)]
+        parts = [
+            pipeline.vae.decode(pipeline.vae.encode(to_signal(part)).latent_dist.mode()).sample
+            for part in pixels.split(20)
+        ]
     again = to_pixels(torch.cat(parts)).permute(0, 2, 3, 1).numpy()
     through = score(drawn[:200], reader.read(again))
 
@@ -52,17 +56,22 @@ def check(settings: Settings) -> dict[str, Any]:
     marks = score(scenes, readings)
     save_grid(images[:64], settings.work / "grids" / "check.png")
     for number, (caption, scene, reading) in enumerate(zip(captions, scenes, readings, strict=True)):
-        missed = [name for name, share in score([scene], [reading]).items() if share < 1.0 and name in ("background", "colour", "kind")]
+        missed = [
+            name
+            for name, share in score([scene], [reading]).items()
+            if share < 1.0 and name in ("background", "colour", "kind")
+        ]
         if missed:
             print(f"missed {number}: {caption!r}: {', '.join(missed)}; saw {reading}", flush=True)
 
     single = [number for number, scene in enumerate(scenes) if len(scene.things) == 1]
-    looked = [dominant_thing_colour(_image(images[number])) == scenes[number].things[0].colour for number in single]
+    named = [dominant_thing_colour(Image.fromarray(images[number])) for number in single]
+    looked = [colour == scenes[number].things[0].colour for colour, number in zip(named, single, strict=True)]
     seconds = _time_one(pipeline, settings)
     report: dict[str, Any] = {
         "captions": len(captions),
         "captions_of_two_things": sum(len(scene.things) == 2 for scene in scenes),
-        "held_out": "a tenth of all (kind, colour, relation or place, kind, colour, background), by hash, never trained on",
+        "held_out": "a tenth of all (kind, colour, relation or place, kind, colour, background), never trained on",
         "model_right": marks,
         "goals": GOALS,
         "goals_met": {name: marks[name] >= goal for name, goal in GOALS.items()},
@@ -80,11 +89,13 @@ def check(settings: Settings) -> dict[str, Any]:
 
 
 def score(scenes: Sequence[Scene], readings: Sequence[Reading]) -> dict[str, float]:
-    """Compare scenes with readings: the share of right answers, per thing for kinds and colours, per scene for the rest.
+    """Compare scenes with readings: the share of right answers, per thing for kinds and colours, else per scene.
 
     A thing must be right where the caption puts it: two things with their colours swapped are two wrong colours.
     """
-    right: dict[str, list[bool]] = {name: [] for name in ("background", "colour", "kind", "relation", "place", "everything")}
+    right: dict[str, list[bool]] = {
+        name: [] for name in ("background", "colour", "kind", "relation", "place", "everything")
+    }
     for scene, reading in zip(scenes, readings, strict=True):
         background = scene.background == reading.background
         kinds = [thing.kind == kind for thing, kind in zip(scene.things, reading.kinds, strict=False)]
@@ -106,15 +117,14 @@ def _time_one(pipeline: Any, settings: Settings) -> float:
     spent = []
     for _ in range(5):
         began = time.perf_counter()
-        render(pipeline, ["a red heart left of a green house at night"], steps=settings.check_steps, guidance=settings.check_guidance)
+        render(
+            pipeline,
+            ["a red heart left of a green house at night"],
+            steps=settings.check_steps,
+            guidance=settings.check_guidance,
+        )
         spent.append(time.perf_counter() - began)
     return sorted(spent)[2]
-
-
-def _image(pixels: Any) -> Any:
-    from PIL import Image
-
-    return Image.fromarray(pixels)
 
 
 def _cpu() -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,8 @@ def things_of(scene: Scene) -> Pixels:
     """Mark with 1 the pixels where a scene differs from its empty background, [128, 128]."""
     variant = random.Random(scene.seed).randrange(NUM_VARIANTS)
     empty = np.asarray(background(scene.background, variant)).astype(np.int16)
-    return (np.abs(pixels_of(scene) - empty).max(axis=2) > 6).astype(np.uint8)
+    found: Pixels = (np.abs(pixels_of(scene) - empty).max(axis=2) > 6).astype(np.uint8)
+    return found
 
 
 def draw_all(scenes: Sequence[Scene]) -> Pixels:
@@ -46,10 +46,10 @@ def mark_all(scenes: Sequence[Scene]) -> Pixels:
     return _map(things_of, scenes, (SIDE_PX, SIDE_PX))
 
 
-def _map(act: functools.partial[Pixels] | object, scenes: Sequence[Scene], shape: tuple[int, ...]) -> Pixels:
+def _map(act: Callable[[Scene], Pixels], scenes: Sequence[Scene], shape: tuple[int, ...]) -> Pixels:
     found = np.empty((len(scenes), *shape), np.uint8)
     with multiprocessing.get_context("fork").Pool() as pool:
-        for number, pixels in enumerate(pool.imap(act, scenes, chunksize=64)):  # type: ignore[arg-type]
+        for number, pixels in enumerate(pool.imap(act, scenes, chunksize=64)):
             found[number] = pixels
     return found
 

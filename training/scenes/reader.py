@@ -84,7 +84,11 @@ def train_reader(settings: Settings) -> Reader:
         chosen = torch.randint(len(scenes), (settings.reader_batch,))
         scores = reader.train()(_worn(pool[chosen].float(), rng))
         parted = zip(scores.split(list(QUESTIONS.values()), dim=1), answers[chosen].unbind(dim=1), strict=True)
-        asked = [functional.cross_entropy(part, answer, ignore_index=_NONE) for part, answer in parted if (answer != _NONE).any()]
+        asked = [
+            functional.cross_entropy(part, answer, ignore_index=_NONE)
+            for part, answer in parted
+            if (answer != _NONE).any()
+        ]
         loss = torch.stack(asked).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -101,7 +105,9 @@ def _signal(images: npt.NDArray[np.uint8]) -> torch.Tensor:
 
 
 def _worn(signal: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    """Blur, tint and roughen drawings at random, as a model would."""
+    """Shift, blur, tint and roughen drawings at random, as a model would."""
+    shift = (rng.randint(-2, 2), rng.randint(-2, 2))
+    signal = torch.roll(signal, shift, dims=(2, 3))
     if rng.random() < 0.5:
         signal = functional.avg_pool2d(functional.pad(signal, (1, 1, 1, 1), mode="replicate"), 3, 1)
     signal = signal + 0.06 * torch.randn(len(signal), 3, 1, 1)

@@ -64,6 +64,6 @@ class Settings:
     check_steps: int = 20
     check_guidance: float = 5.0
     reader_scenes: int = 10000
-    reader_steps: int = 1000
+    reader_steps: int = 2000
     reader_batch: int = 64
     reader_lr: float = 2e-3

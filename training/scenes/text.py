@@ -54,14 +54,20 @@ def build_tokenizer(settings: Settings) -> CLIPTokenizer:
     learner.pre_tokenizer = WhitespaceSplit()
     bytes_known = sorted(ByteLevel.alphabet())
     trainer = BpeTrainer(
-        vocab_size=settings.vocabulary, end_of_word_suffix="</w>", initial_alphabet=bytes_known, show_progress=False, min_frequency=2
+        vocab_size=settings.vocabulary,
+        end_of_word_suffix="</w>",
+        initial_alphabet=bytes_known,
+        show_progress=False,
+        min_frequency=2,
     )
     learner.train_from_iterator(corpus, trainer)
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     pieces = [*bytes_known, *(f"{byte}</w>" for byte in bytes_known), *dict.fromkeys(one + two for one, two in merges)]
     pieces = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
-        vocab={piece: number for number, piece in enumerate(pieces)}, merges=merges, model_max_length=settings.text_tokens
+        vocab={piece: number for number, piece in enumerate(pieces)},
+        merges=merges,
+        model_max_length=settings.text_tokens,
     )
 
 
@@ -85,7 +91,9 @@ def build_text(settings: Settings, tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> torch.Tensor:
     """Turn captions into token numbers, padded to the model's length, [captions, tokens]."""
-    found = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt", max_length=tokenizer.model_max_length)
+    found = tokenizer(
+        list(texts), padding="max_length", truncation=True, return_tensors="pt", max_length=tokenizer.model_max_length
+    )
     ids: torch.Tensor = found.input_ids
     return ids
 
@@ -96,7 +104,10 @@ def train_text(settings: Settings) -> None:
     tokenizer = build_tokenizer(settings)
     text = build_text(settings, tokenizer)
     heads = torch.nn.ModuleDict(
-        {"thing": torch.nn.Linear(settings.text_width, sum(_THING.values())), "whole": torch.nn.Linear(settings.text_width, sum(_WHOLE.values()))}
+        {
+            "thing": torch.nn.Linear(settings.text_width, sum(_THING.values())),
+            "whole": torch.nn.Linear(settings.text_width, sum(_WHOLE.values())),
+        }
     )
     parameters = [*text.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, settings.text_lr, weight_decay=0.01)
@@ -137,7 +148,13 @@ def load_text(settings: Settings) -> tuple[CLIPTokenizer, CLIPTextModel]:
 
 
 def _lesson(
-    text: CLIPTextModel, heads: torch.nn.ModuleDict, tokenizer: CLIPTokenizer, rng: random.Random, settings: Settings, *, held_out: bool = False
+    text: CLIPTextModel,
+    heads: torch.nn.ModuleDict,
+    tokenizer: CLIPTokenizer,
+    rng: random.Random,
+    settings: Settings,
+    *,
+    held_out: bool = False,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Ask about one batch of captions; returns the loss and the share of right answers by question."""
     scenes = [sample_scene(rng, held_out=held_out) for _ in range(settings.text_batch)]
@@ -146,7 +163,9 @@ def _lesson(
     ends = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
     length = settings.text_tokens if rng.random() < 0.25 else min(settings.text_tokens, int(ends.max()) + 2)
     states = text(ids[:, :length]).last_hidden_state  # [captions, tokens, width]
-    noun_ids = torch.tensor([tokenizer.convert_tokens_to_ids(f"{word}</w>") for words in KIND_WORDS.values() for word in words])
+    noun_ids = torch.tensor(
+        [tokenizer.convert_tokens_to_ids(f"{word}</w>") for words in KIND_WORDS.values() for word in words]
+    )
     rows, columns, answers = [], [], []
     for number, caption in enumerate(captions):
         found = torch.isin(ids[number, :length], noun_ids).nonzero().flatten().tolist()
@@ -165,7 +184,9 @@ def _lesson(
     return loss, {"thing": min(right.values()), "whole": min(right_whole.values())}
 
 
-def _ask(scores: torch.Tensor, answers: torch.Tensor, questions: dict[str, int]) -> tuple[torch.Tensor, dict[str, float]]:
+def _ask(
+    scores: torch.Tensor, answers: torch.Tensor, questions: dict[str, int]
+) -> tuple[torch.Tensor, dict[str, float]]:
     loss, right = scores.new_zeros(()), {}
     for column, (name, part) in enumerate(zip(questions, scores.split(list(questions.values()), dim=1), strict=True)):
         answer = answers[:, column]

@@ -6,14 +6,27 @@ Stages: vae, text, latents, unet, export, check; without names all of them, each
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from training.scenes.check import check
+from training.scenes.export import export
 from training.scenes.settings import Settings
+from training.scenes.text import train_text
+from training.scenes.unet import encode_latents, train_unet
+from training.scenes.vae import train_vae
 
-STAGES = ("vae", "text", "latents", "unet", "export", "check")
+STAGES: dict[str, Callable[[Settings], object]] = {
+    "vae": train_vae,
+    "text": train_text,
+    "latents": encode_latents,
+    "unet": train_unet,
+    "export": export,
+    "check": check,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,36 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
         vae_minutes=given.minutes_vae, text_minutes=given.minutes_text, unet_minutes=given.minutes_unet,
     )  # fmt: skip
     torch.set_num_threads(settings.threads)
-    for stage in STAGES:
+    for stage, run in STAGES.items():
         if not given.stages or stage in given.stages:
-            _run(stage, settings)
-
-
-def _run(stage: str, settings: Settings) -> None:
-    if stage == "vae":
-        from training.scenes.vae import train_vae
-
-        train_vae(settings)
-    elif stage == "text":
-        from training.scenes.text import train_text
-
-        train_text(settings)
-    elif stage == "latents":
-        from training.scenes.unet import encode_latents
-
-        encode_latents(settings)
-    elif stage == "unet":
-        from training.scenes.unet import train_unet
-
-        train_unet(settings)
-    elif stage == "export":
-        from training.scenes.export import export
-
-        export(settings)
-    elif stage == "check":
-        from training.scenes.check import check
-
-        check(settings)
+            run(settings)
 
 
 if __name__ == "__main__":

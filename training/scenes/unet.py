@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.scenes.clock import Clock
 from training.scenes.data import draw_all, sample_scenes, save_grid
-from training.scenes.export import build_pipeline, render
+from training.scenes.render import build_pipeline, render
 from training.scenes.settings import Settings
 from training.scenes.text import load_text, tokenize
 from training.scenes.vae import load_vae, save_state, to_signal
@@ -48,7 +48,12 @@ def build_unet(settings: Settings) -> UNet2DConditionModel:
 def build_noise() -> DDIMScheduler:
     """Build the noise schedule, which is that of SD 1.5."""
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False, set_alpha_to_one=False
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        clip_sample=False,
+        set_alpha_to_one=False,
     )
 
 
@@ -65,7 +70,9 @@ def encode_latents(settings: Settings) -> None:
     for start in range(len(found[0]) if found else 0, len(scenes), 1000):
         pixels = torch.from_numpy(draw_all(scenes[start : start + 1000])).permute(0, 3, 1, 2)
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            parts = [vae.encode(to_signal(part)).latent_dist.mode().float() for part in pixels.split(settings.latents_batch)]
+            parts = [
+                vae.encode(to_signal(part)).latent_dist.mode().float() for part in pixels.split(settings.latents_batch)
+            ]
         more = torch.cat(parts)
         if not scale:
             scale = 1.0 / more.std().item()
@@ -89,7 +96,10 @@ def train_unet(settings: Settings) -> None:
     meeting = context.Barrier(num_parts)
     gradients = torch.zeros(2, num_parts, numel).share_memory_()  # two sets, so that one meeting per step is enough
     orders = torch.zeros(2, 2, dtype=torch.float64).share_memory_()  # [set, (learning rate, whether to stop)]
-    others = [context.Process(target=_train_part, args=(part, settings, meeting, gradients, orders), daemon=True) for part in range(1, num_parts)]
+    others = [
+        context.Process(target=_train_part, args=(part, settings, meeting, gradients, orders), daemon=True)
+        for part in range(1, num_parts)
+    ]
     for other in others:
         other.start()
     _train_part(0, settings, meeting, gradients, orders)
@@ -97,20 +107,22 @@ def train_unet(settings: Settings) -> None:
         other.join()
 
 
-def _train_part(part: int, settings: Settings, meeting: Any, gradients: torch.Tensor, orders: torch.Tensor) -> None:
+def _train_part(  # noqa: PLR0915 - a training loop reads best in one piece
+    part: int, settings: Settings, meeting: Any, gradients: torch.Tensor, orders: torch.Tensor
+) -> None:
     """Be one of the processes; part 0 decides, saves and speaks."""
     torch.set_num_threads(1)
     stored = torch.load(settings.work / "latents.pt", weights_only=True)
     latents, scale = stored["latents"].float(), float(stored["scale"])
     scenes = _scenes(settings)[: len(latents)]
     tokenizer, text = load_text(settings)
-    text.eval().requires_grad_(False)
+    text.eval().requires_grad_(requires_grad=False)
     torch.manual_seed(settings.seed)
     unet = build_unet(settings)
     parameters = list(unet.parameters())
     optimizer = torch.optim.AdamW(parameters, settings.unet_lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
     path, step, spent_s = settings.work / "unet.pt", 0, 0.0
-    average = copy.deepcopy(unet).eval().requires_grad_(False)
+    average = copy.deepcopy(unet).eval().requires_grad_(requires_grad=False)
     if path.exists():
         state = torch.load(path, weights_only=True)
         unet.load_state_dict(state["unet"])

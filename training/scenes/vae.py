@@ -7,7 +7,7 @@ see the whole picture.
 from __future__ import annotations
 
 import os
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -65,14 +65,19 @@ def train_vae(settings: Settings) -> None:
             chosen = rng.integers(0, len(scenes), settings.vae_batch)
             side, thing_weight = SIDE_PX, settings.vae_thing_weight
             corners = [(0, 0)] * len(chosen)
-        pixels = torch.stack([pool[n, :, y : y + side, x : x + side] for n, (x, y) in zip(chosen, corners, strict=True)])
+        pixels = torch.stack(
+            [pool[n, :, y : y + side, x : x + side] for n, (x, y) in zip(chosen, corners, strict=True)]
+        )
         mark = torch.stack([marks[n, y : y + side, x : x + side] for n, (x, y) in zip(chosen, corners, strict=True)])
         figures = _step(vae, optimizer, to_signal(pixels), 1.0 + (thing_weight - 1.0) * mark[:, None].float(), settings)
         step += 1
         if step % 20 == 0:
             clock.say("vae", step, **{name: value.item() for name, value in figures.items()})
         if clock.is_time_to("save", settings.checkpoint_every_s) or clock.is_over:
-            save_state(path, {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "spent_s": clock.spent_s})
+            save_state(
+                path,
+                {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "spent_s": clock.spent_s},
+            )
             with torch.no_grad():
                 again = to_pixels(vae.decode(vae.encode(to_signal(shown)).latent_dist.mode()).sample)
             rows = [item.permute(1, 2, 0).numpy() for item in torch.cat([shown[:8], again[:8], shown[8:], again[8:]])]
@@ -86,11 +91,12 @@ def load_vae(settings: Settings) -> AutoencoderKL:
     return vae.eval()
 
 
-def save_state(path: Any, state: dict[str, object]) -> None:
+def save_state(path: Path, state: dict[str, object]) -> None:
     """Write a checkpoint whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, f"{path}.part")
-    os.replace(f"{path}.part", path)
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    part.replace(path)
 
 
 def to_signal(pixels: torch.Tensor) -> torch.Tensor:
@@ -128,4 +134,8 @@ def _step(
     loss.backward()
     torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
     optimizer.step()
-    return {"loss": loss.detach(), "miss": functional.l1_loss(again.float(), signal).detach(), "kl": divergence.detach()}
+    return {
+        "loss": loss.detach(),
+        "miss": functional.l1_loss(again.float(), signal).detach(),
+        "kl": divergence.detach(),
+    }

@@ -20,7 +20,10 @@ RELATIONS = ("left", "right", "above", "below")
 BACKGROUNDS = ("hills", "sea", "snow", "night", "sunset", "desert", "clouds")
 
 KIND_WORDS: dict[str, tuple[str, ...]] = {kind: (kind,) for kind in KINDS} | {"circle": ("circle", "circle", "ball")}
-SIZE_WORDS: dict[str, tuple[str, ...]] = {"small": ("small", "small", "little", "tiny"), "big": ("big", "big", "large", "huge")}
+SIZE_WORDS: dict[str, tuple[str, ...]] = {
+    "small": ("small", "small", "little", "tiny"),
+    "big": ("big", "big", "large", "huge"),
+}
 PLACE_WORDS: dict[str, tuple[str, ...]] = {
     "middle": ("in the middle", "in the middle", "in the centre", "in the center"),
     "left": ("on the left",),
@@ -142,7 +145,9 @@ def sample_scene(rng: random.Random, *, held_out: bool = False) -> Scene:
 
 def plain_caption(rng: random.Random, scene: Scene, *, whole: bool = False) -> Caption:
     """Say the scene in one of its phrasings, without filler; `whole` names each colour and the background always."""
-    background = "" if not whole and scene.things and rng.random() < 0.12 else rng.choice(BACKGROUND_WORDS[scene.background])
+    background = (
+        "" if not whole and scene.things and rng.random() < 0.12 else rng.choice(BACKGROUND_WORDS[scene.background])
+    )
     if not scene.things:
         return Caption(background, ())
     things = list(scene.things)
