@@ -14,9 +14,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    """The farm's settings; the environment variable of `redis_url` is `FARM_REDIS_URL`, and so on."""
+    """The farm's settings; the environment variable of `redis_url` is `FARM_REDIS_URL`, and so on.
 
-    model_config = SettingsConfigDict(env_prefix="FARM_", frozen=True, extra="ignore")
+    A variable that is set to nothing counts as not set: that is how compose files pass on what is missing.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="FARM_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     # -- where things are
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis (or Valkey): ledger and Celery broker.")
