@@ -65,7 +65,7 @@ FIELD_CASES = {
         {"prompts": ["a"] * 11, "num_images_per_prompt": 1_000_000},
         "num_images_per_prompt",
         11_000_000,
-        None,
+        ["1 to 10000000 images in all"],
     ),
     "too many prompts": ({"prompts": ["a"] * 10_001}, "prompts", 10_001, ["1 to 10000"]),
     "nul in a prompt": ({"prompts": ["a", "b\0"]}, "prompts.1", None, None),
