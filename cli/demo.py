@@ -32,7 +32,7 @@ from cli.up import STATE_FILE
 
 _START_LIMIT_S: Final = 420.0
 _STOP_LIMIT_S: Final = 120.0
-PROMPTS: Final = Path(__file__).resolve().parents[1] / "prompts" / "scenes" / "demo.txt"
+PROMPTS: Final = Path(__file__).resolve().parents[1] / "prompts" / "scenes" / "demo.jsonl"
 
 
 def run_demo(prompts: Path, out: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from running_farm import running_farm
 
 from tiny_models import SIZE_PX, save_tiny_sd15
+from training.scenes.look import dominant_thing_colour
 
 UINT8_ROUNDING = 0.5 / 255
 """Half a level: what a PNG cannot tell from the truth."""
@@ -121,6 +122,21 @@ def test_jobs_share_batches_and_each_image_is_diffusers_own(farm, tiny, model, s
                 **config,
             )
             assert np.abs(pixels(file) - expected).max() <= UINT8_ROUNDING + 1e-4
+
+
+def test_pictures_show_what_the_prompts_say(farm):
+    """The model that ships draws a thing in the colour it is asked for: a red circle is red."""
+    wanted = {
+        "a big red circle in the sky": "red",
+        "a big blue star in the sky": "blue",
+        "a big yellow heart at night": "yellow",
+        "a big purple flower in the hills": "purple",
+        "a big green triangle in the clouds": "green",
+    }
+    job_id = farm.post(model="scenes", prompts=list(wanted), seed=3)
+    assert farm.wait(job_id)["state"] == "done"
+    seen = [dominant_thing_colour(Image.open(io.BytesIO(file))) for file in farm.files(job_id)]
+    assert seen == list(wanted.values())
 
 
 def test_invariant_bytes_do_not_depend_on_company_or_order(farm):
