@@ -48,7 +48,11 @@ class Settings(BaseSettings):
 
     # -- the worker
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="`cuda` refuses to run without a GPU.")
-    worker_name: str | None = Field(None, description="Node name of this worker; by default host and GPU.")
+    worker_name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._:-]{1,128}$",
+        description="Node name of this worker, unique in the farm; by default host and GPU.",
+    )
     worker_models: str = Field("", description="Comma-separated catalog names to serve; empty means all.")
     max_batch: int = Field(8, ge=1, le=64, description="Seats of a lane: images that share one forward pass.")
     max_resident_models: int = Field(1, ge=1, description="Models kept on the device at once.")

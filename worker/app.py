@@ -16,9 +16,7 @@ import signal
 import socket
 import tempfile
 import threading
-import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,13 +27,13 @@ from farm.catalog import load_catalog
 from farm.errors import FarmError, LedgerDown, StorageDown
 from farm.jobs import Hint
 from farm.ledger import Ledger
-from farm.ledger.records import Gpu, WorkerReport
 from farm.logs import configure_logging
 from farm.queue import RENDER_TASK, make_celery, queues
 from farm.settings import Settings
 from farm.storage import Store
+from worker.description import Description
 from worker.engine import Engine
-from worker.gpu import Device, DeviceLock, choose_device, read_telemetry
+from worker.gpu import Device, DeviceLock, choose_device
 from worker.pipelines.loading import load_pipeline
 from worker.render import Renderer
 from worker.upkeep import Upkeep
@@ -158,59 +156,6 @@ def prepare_bucket(store: Store) -> None:
         store.ensure_bucket()
     except StorageDown as error:
         log.warning("starting without storage: %s", error, extra={"action": "storage_down"})
-
-
-@dataclass(frozen=True)
-class Description:
-    """What this worker says of itself with every heartbeat."""
-
-    name: str
-    node: str
-    device: Device
-    models: tuple[str, ...]
-    engine: Engine
-    renderer: Renderer
-    started_at: float = field(default_factory=time.time)
-
-    def report(self) -> WorkerReport:
-        """Return how things are now."""
-        stats = self.engine.stats()
-        return WorkerReport(
-            name=self.name,
-            node=self.node,
-            pid=os.getpid(),
-            device=self.device.kind,
-            models=self.models,
-            resident=stats.resident_models,
-            max_batch=stats.max_batch,
-            running=stats.running,
-            waiting=stats.waiting,
-            undelivered=self.renderer.num_undelivered,
-            steps=stats.steps,
-            seat_steps=stats.seat_steps,
-            busy_s=stats.busy_s,
-            images=stats.images,
-            failures=self.renderer.num_failures,
-            oom_count=stats.oom_count,
-            started_at=self.started_at,
-            gpu=read_gpu(self.device),
-        )
-
-
-def read_gpu(device: Device) -> Gpu | None:
-    """Return the GPU's telemetry as the ledger keeps it; None on a CPU."""
-    now = read_telemetry(device)
-    if now is None:
-        return None
-    return Gpu(
-        uuid=now.uuid,
-        name=device.kind,
-        temperature_c=now.temperature_c,
-        power_w=now.power_w,
-        utilisation=None if now.utilisation_percent is None else now.utilisation_percent / 100,
-        memory_used_bytes=None if now.memory_used_mib is None else now.memory_used_mib << 20,
-        memory_total_bytes=None if now.memory_total_mib is None else now.memory_total_mib << 20,
-    )
 
 
 class Drain:

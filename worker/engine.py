@@ -22,7 +22,7 @@ from farm.errors import FarmError, Fatal, ModelBroken, RenderFailed, Transient
 from worker.residents import Residents
 from worker.runs import Runs
 from worker.scheduler import DEFAULT_PATIENCE, Lane, Roster
-from worker.seat import BatchKey, Rendered, Seat
+from worker.seat import BatchKey, EngineStopped, Rendered, Seat, UnitCancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,14 +31,6 @@ if TYPE_CHECKING:
     from worker.pipelines.base import Pipeline
 
 log: Final = logging.getLogger(__name__)
-
-
-class UnitCancelled(FarmError):
-    """The unit was cancelled before its image was finished."""
-
-
-class EngineStopped(Transient):
-    """The engine stopped, or lost its device, before the image was finished; another worker may render it."""
 
 
 @dataclass(frozen=True, slots=True)

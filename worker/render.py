@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from farm.errors import Fatal, LedgerDown, StorageDown
 from farm.storage import CONTENT_TYPES, object_key
-from worker.engine import EngineStopped, UnitCancelled
 from worker.images import encode_image
+from worker.seat import EngineStopped, UnitCancelled
 
 if TYPE_CHECKING:
     from farm.jobs import Hint, Unit

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from farm.errors import FarmError, Transient
 from farm.jobs import Reproducibility
 
 if TYPE_CHECKING:
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 
     from farm.jobs import Unit
     from worker.sampling import Schedule
+
+
+class UnitCancelled(FarmError):
+    """The unit was cancelled before its image was finished."""
+
+
+class EngineStopped(Transient):
+    """The engine stopped, or lost its device, before the image was finished; another worker may render it."""
 
 
 class BatchKey(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections import defaultdict
+import time
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -13,10 +13,8 @@ from farm.expand import locate
 from farm.jobs import Counts, UnitState
 from farm.ledger.codec import STORED_TIMES_BYTES, decode_entry, decode_header
 from farm.ledger.connection import PREFIX, Connection, translate_outage
+from farm.ledger.rates import WINDOWS, rate_of, sum_buckets
 from farm.ledger.records import ImageStatus, JobStatus, Rate, Throughput, WorkerReport
-
-_WINDOWS: Final = ((60, 5), (300, 5), (3600, 60))
-"""Windows of the throughput report and the bucket size each is summed from, in seconds."""
 
 _STATUS_FIELDS: Final = (
     "header",
@@ -215,20 +213,21 @@ class Reports:
         """Return what was done within the last minute, five minutes and hour."""
         now = self._connection.now()
         with translate_outage(), self._redis.pipeline(transaction=False) as pipe:
-            for window_s, bucket_s in _WINDOWS:
+            for window_s, bucket_s in WINDOWS:
                 last = int(now // bucket_s)
                 for bucket in range(last - window_s // bucket_s + 1, last + 1):
                     pipe.hgetall(f"{PREFIX}rate:{bucket_s}:{bucket}")
             pipe.zcard(f"{PREFIX}leases")
             *buckets, rendering = pipe.execute()
         sums = []
-        for window_s, bucket_s in _WINDOWS:
+        for window_s, bucket_s in WINDOWS:
             num_buckets = window_s // bucket_s
-            sums.append(_sum_buckets(buckets[:num_buckets]))
+            sums.append(sum_buckets(buckets[:num_buckets]))
             del buckets[:num_buckets]
 
         def rates(who: tuple[str, str]) -> tuple[Rate, ...]:
-            return tuple(_rate(window_s, done.get(who, {})) for (window_s, _), done in zip(_WINDOWS, sums, strict=True))
+            windows = zip(WINDOWS, sums, strict=True)
+            return tuple(rate_of(window_s, done.get(who, {})) for (window_s, _), done in windows)
 
         names = sorted(set().union(*sums))
         return Throughput(
@@ -244,41 +243,18 @@ class Reports:
 
         Messages sent while nobody waits are lost: `renew` tells the same a little later.
         """
+        ids: list[str] = []
         with translate_outage():
             if self._listener is None:
-                listener = self._redis.pubsub(ignore_subscribe_messages=True)
+                listener = self._redis.pubsub()
                 listener.subscribe(f"{PREFIX}cancelled")
+                listener.get_message(timeout=1.0)  # the server's word that we listen, from here on
                 self._listener = listener
-            ids = []
-            message = self._listener.get_message(timeout=timeout_s)
-            while message is not None:
-                ids.append(message["data"].decode())
-                message = self._listener.get_message(timeout=0)
+            deadline_s = time.monotonic() + timeout_s
+            while message := self._listener.get_message(timeout=0 if ids else max(0.0, deadline_s - time.monotonic())):
+                if message["type"] == "message":  # or the echo of a subscription renewed after an outage
+                    ids.append(message["data"].decode())
         return ids
-
-
-def _sum_buckets(buckets: list[dict[bytes, bytes]]) -> dict[tuple[str, str], dict[str, int]]:
-    """Sum buckets by (kind, name); images of the farm are its models', steps its workers'."""
-    sums: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for bucket in buckets:
-        for label, amount in bucket.items():
-            kind, name, what = label.decode().split("|")
-            sums[kind, name][what] += int(amount)
-            if (kind == "m") == (what in ("images", "gpu_ms")):
-                sums["total", ""][what] += int(amount)
-    return sums
-
-
-def _rate(window_s: int, sums: dict[str, int]) -> Rate:
-    images, gpu_s, steps = sums.get("images", 0), sums.get("gpu_ms", 0) / 1000, sums.get("steps", 0)
-    return Rate(
-        window_s=window_s,
-        images=images,
-        images_per_s=images / window_s,
-        gpu_s=gpu_s,
-        gpu_s_per_image=gpu_s / images if images else None,
-        mean_seat_occupancy=sums.get("seat_steps", 0) / steps if steps else None,
-    )
 
 
 def _bit(bits: bytes, position: int) -> bool:

@@ -16,7 +16,8 @@ from farm.errors import Fatal, UnknownModel
 from farm.jobs import Hint
 from farm.settings import Settings
 from farm.storage import Store
-from worker.app import Drain, default_node, prepare_bucket, read_gpu, read_hint, served_models, sole_use
+from worker.app import Drain, default_node, prepare_bucket, read_hint, served_models, sole_use
+from worker.description import read_gpu
 from worker.gpu import Device, Telemetry
 
 CPU = Device(torch.device("cpu"), "cpu", None)
@@ -80,7 +81,7 @@ def test_a_worker_started_by_hand_has_a_lasting_name():
 def test_telemetry_is_reported_in_the_ledgers_units(monkeypatch):
     """Bytes and fractions, and what the card does not tell stays unknown."""
     said = Telemetry(CARD.uuid, 61, 311.5, 97, 1024, None)
-    monkeypatch.setattr("worker.app.read_telemetry", lambda _: said)
+    monkeypatch.setattr("worker.description.read_telemetry", lambda _: said)
     gpu = read_gpu(CARD)
     assert (gpu.name, gpu.utilisation, gpu.memory_used_bytes) == (CARD.kind, 0.97, 1 << 30)
     assert gpu.memory_total_bytes is None

@@ -16,8 +16,9 @@ from farm.errors import ModelBroken, RenderFailed, Transient
 from farm.jobs import Hint, Reproducibility
 from farm.schedulers import SCHEDULERS
 from tiny_models import SIZE_PX, tiny_unit
-from worker.engine import Engine, EngineStopped, UnitCancelled
+from worker.engine import Engine
 from worker.pipelines.base import Encoded
+from worker.seat import EngineStopped, UnitCancelled
 
 INVARIANT = Reproducibility.INVARIANT
 

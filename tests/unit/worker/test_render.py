@@ -16,10 +16,9 @@ from farm.jobs import Hint, JobSpec, JobState, UnitState, new_job_id
 from farm.ledger import Ledger, WorkerReport
 from farm.settings import Settings
 from servers import valkey
-from worker.engine import EngineStopped, UnitCancelled
 from worker.images import read_recipe
 from worker.render import Outcome, Renderer
-from worker.seat import Rendered, Timings
+from worker.seat import EngineStopped, Rendered, Timings, UnitCancelled
 
 ME, OTHER = "here:cpu0#1", "there:cpu0#1"
 
