@@ -47,7 +47,7 @@ class Settings:
     latents_batch: int = 16
 
     # the UNet; the text encoder is done by now and stays as it is
-    unet_minutes: float = 53.0
+    unet_minutes: float = 73.0
     unet_channels: tuple[int, ...] = (64, 128)
     unet_groups: int = 16
     unet_heads: int = 4
