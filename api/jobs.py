@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -39,7 +38,7 @@ from api.schemas import Image, ImagePage, Job, JobList
 from farm.errors import Transient, UnknownJob
 from farm.expand import expand
 from farm.feeding import feed
-from farm.jobs import Counts, Header, JobSpec, JobState, UnitState, new_job_id
+from farm.jobs import JOB_ID_FORM, Counts, Header, JobSpec, JobState, UnitState, new_job_id
 from farm.ledger import ImageStatus, JobStatus, Ledger
 from farm.storage import ImageFormat, object_key
 
@@ -51,7 +50,6 @@ _DRAWN_SEED_BITS: Final = 32  # what every tool around Stable Diffusion can show
 _MAX_SCANNED: Final = 1000  # jobs that one filtered listing looks at
 _SCAN_PAGE: Final = 100
 _MAX_OFFSET: Final = 2**53
-_JOB_ID_FORM: Final = re.compile(r"job_[0-9a-z]{20}")  # what farm.jobs.new_job_id makes
 
 JobId = Annotated[str, Path(description="The `id` of a job.", examples=["job_0000z3k9v1q8m4t7x2c5"])]
 IdempotencyKey = Annotated[
@@ -279,6 +277,6 @@ def _image(farm: Parts, job_id: str, status: ImageStatus, *, image_format: Image
 
 def _known_form(job_id: str) -> str:
     """Return the id; raises UnknownJob for what can be no job's id, so that it never becomes part of a key."""
-    if _JOB_ID_FORM.fullmatch(job_id):
+    if JOB_ID_FORM.fullmatch(job_id):
         return job_id
     raise UnknownJob(f"there is no job {job_id[:64]!r}", field="id", value=job_id)

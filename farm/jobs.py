@@ -6,6 +6,7 @@ the engine's seats; never here.
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from dataclasses import dataclass
@@ -233,6 +234,9 @@ def derive_state(counts: Counts, *, cancelled: bool) -> JobState:
 
 
 _CROCKFORD: Final = "0123456789abcdefghjkmnpqrstvwxyz"
+
+JOB_ID_FORM: Final = re.compile(r"job_[0-9a-z]{20}")
+"""What `new_job_id` makes."""
 
 
 def new_job_id(now_s: float | None = None) -> str:
