@@ -43,6 +43,7 @@ def unit(index: int, steps: int) -> Unit:
         seed=index,
         num_inference_steps=steps,
         guidance_scale=5.0,
+        guided=True,
         scheduler="dpmpp_2m",
         width=128,
         height=128,

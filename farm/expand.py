@@ -6,13 +6,34 @@ give entry and seed back, so nothing is ever stored per image.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, Final
 
 from farm.catalog import ModelRow
 from farm.errors import Refused
-from farm.jobs import MAX_SEED, Entry, ExpandedJob, Header, JobSpec, PromptSpec, Run, Unit
+from farm.jobs import (
+    MAX_SEED,
+    ControlNet,
+    ControlNetSpec,
+    Entry,
+    ExpandedJob,
+    Header,
+    Hires,
+    HiresSpec,
+    JobSpec,
+    Picture,
+    PromptSpec,
+    Run,
+    Unit,
+)
+from farm.prompts import Lora, extract_loras
 from farm.schedulers import find_scheduler
+
+_DEFAULT_STRENGTH: Final = 0.8  # as in diffusers
+_PICTURE_FIELDS: Final = tuple(field.name for field in fields(Picture))
 
 
 def expand(
@@ -25,10 +46,11 @@ def expand(
     drawn_seed: int,
     max_prompts: int,
     max_images: int,
+    controlnets: Sequence[str] = (),
 ) -> ExpandedJob:
     """Resolve `spec` against its catalog row.
 
-    `drawn_seed` is the seed of prompts that name none. Raises Refused with field, value and choices when a size does
+    `drawn_seed` is the seed of prompts that name none, `controlnets` are those that fit the model. Raises Refused with field, value and choices when a size does
     not fit the model, a scheduler is unknown, or a limit is exceeded.
     """
     if len(spec.prompts) > max_prompts:
@@ -41,7 +63,7 @@ def expand(
     job_seed = drawn_seed if spec.seed in (None, -1) else spec.seed
     assert job_seed is not None  # noqa: S101  narrows the type: `in` does not
     entries = tuple(
-        _entry(spec, given, row, job_seed=job_seed, at=f"prompts.{i}" if isinstance(given, PromptSpec) else "")
+        _entry(spec, given, row, controlnets, job_seed=job_seed, at=f"prompts.{i}")
         for i, given in enumerate(spec.prompts)
     )
     total = sum(entry.num_images for entry in entries)
@@ -68,26 +90,26 @@ def expand(
     return ExpandedJob(header=header, entries=entries)
 
 
-def _entry(spec: JobSpec, given: str | PromptSpec, row: ModelRow, *, job_seed: int, at: str) -> Entry:
+def _entry(
+    spec: JobSpec, given: str | PromptSpec, row: ModelRow, controlnets: Sequence[str], *, job_seed: int, at: str
+) -> Entry:
+    """Resolve the prompt `given` at place `at` of the job."""
     own = given if isinstance(given, PromptSpec) else PromptSpec.model_construct(prompt=given)
 
     def field_of(name: str) -> str:
         """Name the place a value came from: the prompt's own, or the job's."""
-        return f"{at}.{name}" if at and getattr(own, name, None) is not None else name
+        return f"{at}.{name}" if getattr(own, name, None) is not None else name
 
-    width = own.width or spec.width or row.width
-    height = own.height or spec.height or row.height
+    def asked(name: str) -> Any:
+        """Return the prompt's own value, or else the job's."""
+        value = getattr(own, name, None)
+        return getattr(spec, name) if value is None else value
+
+    width = asked("width") or row.width
+    height = asked("height") or row.height
     check_size(width, height, row, width_field=field_of("width"), height_field=field_of("height"))
-    steps = own.num_inference_steps or spec.num_inference_steps or row.num_inference_steps
-    if steps > row.max_steps:
-        raise Refused(
-            f"{row.name} takes at most {row.max_steps} steps",
-            field=field_of("num_inference_steps"),
-            value=steps,
-            choices=[f"1 to {row.max_steps}"],
-        )
-    guidance = own.guidance_scale if own.guidance_scale is not None else spec.guidance_scale
-    num_images = own.num_images_per_prompt or spec.num_images_per_prompt
+    steps = _steps(asked("num_inference_steps") or row.num_inference_steps, row, field_of("num_inference_steps"))
+    num_images = asked("num_images_per_prompt")
     seed = job_seed if own.seed in (None, -1) else own.seed
     if seed is None or seed + num_images - 1 > MAX_SEED:
         raise Refused(
@@ -95,18 +117,98 @@ def _entry(spec: JobSpec, given: str | PromptSpec, row: ModelRow, *, job_seed: i
             field=field_of("seed"),
             value=seed,
         )
-    scheduler = own.scheduler or spec.scheduler or row.scheduler
+    guidance = row.guidance_scale if (value := asked("guidance_scale")) is None else value
+    true_cfg = asked("true_cfg_scale")
+    if true_cfg is not None and row.guidance != "embedded":
+        raise Refused(
+            f"{row.name} is guided by guidance_scale; true_cfg_scale is for models that take that as an input",
+            field=field_of("true_cfg_scale"),
+            value=true_cfg,
+        )
+    prompt, tagged = extract_loras(own.prompt, field_name=f"{at}.prompt" if isinstance(given, PromptSpec) else at)
+    image, mask_image = asked("image") or "", asked("mask_image") or ""
+    strength = _strength(asked("strength"), has_image=bool(image), field_name=field_of("strength"))
+    if mask_image and not image:
+        raise Refused("a mask says which part of `image` is painted anew: name both", field=field_of("mask_image"))
+    hires = asked("hires")
     return Entry(
-        prompt=own.prompt,
-        negative_prompt=spec.negative_prompt if own.negative_prompt is None else own.negative_prompt,
+        prompt=prompt,
+        negative_prompt=asked("negative_prompt"),
         num_images=num_images,
         seed=seed,
         num_inference_steps=steps,
-        guidance_scale=row.guidance_scale if guidance is None else guidance,
-        scheduler=find_scheduler(scheduler, field_name=field_of("scheduler")).name,
+        guidance_scale=guidance,
+        guided=(true_cfg or 1.0) > 1 if row.guidance == "embedded" else guidance > 1,
+        scheduler=find_scheduler(
+            asked("scheduler") or row.scheduler, group=row.scheduler_group, field_name=field_of("scheduler")
+        ).name,
         width=width,
         height=height,
+        true_cfg_scale=1.0 if true_cfg is None else true_cfg,
+        clip_skip=row.clip_skip if (skip := asked("clip_skip")) is None else skip,
+        loras=_merge(row.loras, [Lora(lora.name, lora.weight) for lora in asked("loras")], tagged),
+        image=image,
+        mask_image=mask_image,
+        strength=strength,
+        controlnets=tuple(
+            _controlnet(net, controlnets, f"{field_of('controlnets')}.{i}")
+            for i, net in enumerate(asked("controlnets"))
+        ),
+        hires=None if hires is None else _hires(hires, row, width, height, steps, field_of("hires")),
     )
+
+
+def _steps(steps: int, row: ModelRow, field_name: str) -> int:
+    if steps > row.max_steps:
+        raise Refused(
+            f"{row.name} takes at most {row.max_steps} steps",
+            field=field_name,
+            value=steps,
+            choices=[f"1 to {row.max_steps}"],
+        )
+    return steps
+
+
+def _strength(strength: float | None, *, has_image: bool, field_name: str) -> float:
+    """Return diffusers' strength; 1 for pure noise, 0.8 for an image where none is named."""
+    if strength is None:
+        return _DEFAULT_STRENGTH if has_image else 1.0
+    if not has_image:
+        raise Refused("strength says how much of `image` gives way: name both", field=field_name, value=strength)
+    return strength
+
+
+def _merge(*groups: Sequence[Lora]) -> tuple[Lora, ...]:
+    """Return all LoRAs in order of their names, the weights of one named twice added up; those of weight 0 do nothing.
+
+    The order decides who may share a batch, not what the picture looks like.
+    """
+    weights: dict[str, float] = {}
+    for lora in (lora for group in groups for lora in group):
+        weights[lora.name] = weights.get(lora.name, 0.0) + lora.weight
+    return tuple(Lora(name, weight) for name, weight in sorted(weights.items()) if weight)
+
+
+def _controlnet(spec: ControlNetSpec, known: Sequence[str], at: str) -> ControlNet:
+    if spec.model not in known:
+        raise Refused(
+            f"no ControlNet of this model's family is called {spec.model!r}",
+            field=f"{at}.model",
+            value=spec.model,
+            choices=list(known),
+        )
+    if spec.guidance_start >= spec.guidance_end:
+        raise Refused("must lie before guidance_end", field=f"{at}.guidance_start", value=spec.guidance_start)
+    return ControlNet(spec.model, spec.image, spec.conditioning_scale, spec.guidance_start, spec.guidance_end)
+
+
+def _hires(spec: HiresSpec, row: ModelRow, width: int, height: int, steps: int, at: str) -> Hires:
+    """Resolve the second pass: its size is the first one's times `scale`, to the nearest size the model renders."""
+    multiple = row.size_multiple
+    width, height = (max(1, math.floor(side * spec.scale / multiple + 0.5)) * multiple for side in (width, height))
+    check_size(width, height, row, width_field=f"{at}.scale", height_field=f"{at}.scale")
+    steps = _steps(spec.num_inference_steps or steps, row, f"{at}.num_inference_steps")
+    return Hires(width, height, spec.strength, steps, spec.upscaler)
 
 
 def check_size(
@@ -154,19 +256,13 @@ def locate(runs: Sequence[Run], index: int) -> tuple[int, int]:
 def unit_of(header: Header, entry: Entry, *, index: int, attempt: int) -> Unit:
     """Return unit `index` of a job, whose prompt entry is `entry`."""
     _, image = locate(header.runs, index)
+    picture = {name: getattr(entry, name) for name in _PICTURE_FIELDS}
     return Unit(
+        **{**picture, "seed": entry.seed + image},
         job=header.id,
         index=index,
         attempt=attempt,
         model=header.model,
-        prompt=entry.prompt,
-        negative_prompt=entry.negative_prompt,
-        seed=entry.seed + image,
-        num_inference_steps=entry.num_inference_steps,
-        guidance_scale=entry.guidance_scale,
-        scheduler=entry.scheduler,
-        width=entry.width,
-        height=entry.height,
         reproducibility=header.reproducibility,
         output=header.output,
     )

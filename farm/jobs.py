@@ -15,6 +15,8 @@ from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from farm.prompts import LORA_NAME, Lora
+
 MAX_SEED: Final = 2**53 - 1
 """Largest seed: every JSON client can carry it without rounding."""
 
@@ -29,6 +31,20 @@ Guidance = Annotated[
 ]
 Size = Annotated[int, Field(ge=8, le=16_384)]
 NumImages = Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_PROMPT)]
+ClipSkip = Annotated[
+    int, Field(ge=0, le=22, description="CLIP layers to leave out at the end, diffusers' clip_skip: A1111's less one.")
+]
+Strength = Annotated[
+    float, Field(gt=0, le=1, allow_inf_nan=False, description="How much of `image` gives way to noise; 1 is all.")
+]
+ImageSource = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=1024),
+    Field(
+        description="A key from POST /v1/uploads, any image's key in the farm's bucket, or a URL of an allowed host."
+    ),
+]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Priority(StrEnum):
@@ -51,12 +67,54 @@ class Reproducibility(StrEnum):
 
 
 class Output(BaseModel):
-    """The file that becomes of an image."""
+    """The files that become of an image."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["png", "jpeg", "webp"] = "png"
-    quality: int = Field(90, ge=1, le=100, description="Of jpeg and webp; png has no loss.")
+    format: Literal["png", "jpeg", "webp", "avif"] = "png"
+    quality: int = Field(90, ge=1, le=100, description="Of jpeg, webp and avif; png has no loss.")
+    thumbnail_px: int | None = Field(
+        None, ge=16, le=1024, description="Also store a WebP whose longer side has this many pixels."
+    )
+    upscale: Literal[2, 3, 4] | None = Field(None, description="Also store a version this many times as large.")
+    upscaler: str = Field(
+        "lanczos", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="`lanczos`, or a model in upscalers/."
+    )
+    safety_checker: bool = Field(False, description="Black out what the NSFW checker flags, and say so.")
+
+
+class LoraSpec(BaseModel):
+    """One LoRA and how strongly it acts; `<lora:name:weight>` in a prompt means the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=LORA_NAME.pattern, description="A row of the catalog or a file in loras/.")
+    weight: float = Field(1.0, ge=-10, le=10, allow_inf_nan=False)
+
+
+class ControlNetSpec(BaseModel):
+    """One ControlNet that steers by an image; names as in diffusers, less the prefix."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(description="A ControlNet of the catalog.")
+    image: ImageSource
+    conditioning_scale: float = Field(1.0, ge=0, le=10, allow_inf_nan=False)
+    guidance_start: Share = Field(0.0, description="Share of the steps after which it begins to act.")
+    guidance_end: Share = Field(1.0, description="Share of the steps after which it ends.")
+
+
+class HiresSpec(BaseModel):
+    """A second pass at a larger size, over the first one's picture (A1111's hires fix)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scale: float = Field(2.0, gt=1, le=8, allow_inf_nan=False, description="Of width and height; rounded to fit.")
+    strength: Strength = 0.7
+    num_inference_steps: Steps | None = Field(None, description="Of the second pass; by default as the first.")
+    upscaler: Literal["latent", "lanczos"] = Field(
+        "latent", description="`latent` enlarges the latents, `lanczos` the decoded picture."
+    )
 
 
 class PromptSpec(BaseModel):
@@ -73,6 +131,14 @@ class PromptSpec(BaseModel):
     scheduler: str | None = None
     width: Size | None = None
     height: Size | None = None
+    true_cfg_scale: Guidance | None = None
+    clip_skip: ClipSkip | None = None
+    loras: tuple[LoraSpec, ...] | None = Field(None, max_length=16)
+    image: ImageSource | None = None
+    mask_image: ImageSource | None = None
+    strength: Strength | None = None
+    controlnets: tuple[ControlNetSpec, ...] | None = Field(None, max_length=4)
+    hires: HiresSpec | None = None
 
 
 class JobSpec(BaseModel):
@@ -90,6 +156,16 @@ class JobSpec(BaseModel):
     negative_prompt: Annotated[str, StringConstraints(max_length=8_000)] = ""
     width: Size | None = None
     height: Size | None = None
+    true_cfg_scale: Guidance | None = Field(
+        None, description="Guidance by a negative prompt, for models that take guidance_scale as an input (Flux)."
+    )
+    clip_skip: ClipSkip | None = None
+    loras: tuple[LoraSpec, ...] = Field((), max_length=16)
+    image: ImageSource | None = Field(None, description="Where to start from instead of pure noise (img2img).")
+    mask_image: ImageSource | None = Field(None, description="White is painted anew, black is kept (inpainting).")
+    strength: Strength | None = None
+    controlnets: tuple[ControlNetSpec, ...] = Field((), max_length=4)
+    hires: HiresSpec | None = None
     output: Output = Output()
     priority: Priority = Priority.NORMAL
     reproducibility: Reproducibility = Reproducibility.FAST
@@ -99,19 +175,57 @@ class JobSpec(BaseModel):
     ] = Field(default_factory=dict, max_length=32, description="Yours to set; returned as they are.")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One distinct prompt with every parameter resolved; it stands for `num_images` units, seeds counting up."""
+class ControlNet(NamedTuple):
+    """A ControlNet as a unit carries it."""
+
+    model: str
+    image: str
+    conditioning_scale: float = 1.0
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+
+
+class Hires(NamedTuple):
+    """The second pass of a unit, resolved. Sizes are pixels."""
+
+    width: int
+    height: int
+    strength: float
+    num_inference_steps: int
+    upscaler: Literal["latent", "lanczos"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """What one picture is made of, every parameter resolved; nothing of which job asked for it.
+
+    Named as in diffusers. `prompt` is free of `<lora:…>` tags: they are in `loras`.
+    """
 
     prompt: str
     negative_prompt: str
-    num_images: int
     seed: int
     num_inference_steps: int
     guidance_scale: float
     scheduler: str
     width: int
     height: int
+    guided: bool  # whether a negative prompt is run beside the prompt (do_classifier_free_guidance)
+    true_cfg_scale: float = 1.0
+    clip_skip: int = 0
+    loras: tuple[Lora, ...] = ()
+    image: str = ""
+    mask_image: str = ""
+    strength: float = 1.0
+    controlnets: tuple[ControlNet, ...] = ()
+    hires: Hires | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry(Picture):
+    """One distinct prompt of a job; it stands for `num_images` units, seeds counting up from its own."""
+
+    num_images: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,22 +269,14 @@ class Hint(NamedTuple):
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit(Picture):
     """One image to make, as a worker gets it from a granted claim."""
 
     job: str
     index: int
     attempt: int
     model: str
-    prompt: str
-    negative_prompt: str
-    seed: int
-    num_inference_steps: int
-    guidance_scale: float
-    scheduler: str
-    width: int
-    height: int
     reproducibility: Reproducibility
     output: Output
 
@@ -180,9 +286,9 @@ class Unit:
         return Hint(self.job, self.index, self.attempt)
 
     @property
-    def guided(self) -> bool:
-        """Whether the denoiser runs twice (diffusers' `do_classifier_free_guidance`)."""
-        return self.guidance_scale > 1.0
+    def cfg_scale(self) -> float:
+        """How far a guided prediction goes from the negative prompt to the prompt."""
+        return self.true_cfg_scale if self.true_cfg_scale > 1 else self.guidance_scale
 
 
 class UnitState(StrEnum):

@@ -17,14 +17,15 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from farm.errors import Fatal, StorageDown
 from farm.settings import Settings
 
-ImageFormat = Literal["png", "jpeg", "webp"]
+ImageFormat = Literal["png", "jpeg", "webp", "avif"]
 
 CONTENT_TYPES: Final[dict[ImageFormat, str]] = {
     "png": "image/png",
     "jpeg": "image/jpeg",
     "webp": "image/webp",
+    "avif": "image/avif",
 }
-_EXTENSIONS: Final[dict[ImageFormat, str]] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+_EXTENSIONS: Final[dict[ImageFormat, str]] = {"png": "png", "jpeg": "jpg", "webp": "webp", "avif": "avif"}
 
 _MISSING: Final = frozenset({"404", "NoSuchKey", "NoSuchBucket", "NotFound"})
 _OURS_ALREADY: Final = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})

@@ -119,7 +119,8 @@ def tiny_unit(**fields: object) -> Unit:
         "reproducibility": Reproducibility.FAST,
         "output": Output(),
     }
-    return Unit(**{**defaults, **fields})
+    values = {**defaults, **fields}
+    return Unit(**{"guided": values["guidance_scale"] > 1, **values})
 
 
 def _vocabulary() -> dict[str, int]:

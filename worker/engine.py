@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from farm.errors import FarmError, Fatal, ModelBroken, RenderFailed, Transient
+from worker.pipelines.base import NO_INPUTS, Inputs
 from worker.residents import Residents
 from worker.runs import Runs
 from worker.scheduler import DEFAULT_PATIENCE, Lane, Roster
-from worker.seat import BatchKey, EngineStopped, Rendered, Seat, UnitCancelled
+from worker.seat import BatchKey, EngineStopped, NextPass, Rendered, Seat, UnitCancelled, passes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -88,12 +89,13 @@ class Engine:
         """Whether units are still taken: False after `stop`, and when the device was lost and the worker must go."""
         return self._closed is None
 
-    def submit(self, unit: Unit) -> Future[Rendered]:
-        """Queue `unit`; its future ends with the image, RenderFailed, ModelBroken, UnitCancelled or EngineStopped.
+    def submit(self, unit: Unit, inputs: Inputs = NO_INPUTS) -> Future[Rendered]:
+        """Queue `unit` with the pictures it names; its future ends with the image, RenderFailed, ModelBroken, UnitCancelled or EngineStopped.
 
         Raises EngineStopped when the engine takes no more units.
         """
-        seat = Seat(unit, Future(), BatchKey.of(unit), submitted_at_s=self._clock())
+        first, second = passes_of(unit)
+        seat = Seat(first, Future(), BatchKey.of(first), self._clock(), inputs=inputs, next_pass=second)
         with self._lock:
             if self._closed is not None:
                 raise EngineStopped(self._closed)
@@ -197,20 +199,37 @@ class Engine:
     def _pass(self, lane: Lane[BatchKey, Seat]) -> None:
         """Give free seats of `lane` to those who wait, make one step, hand out what is finished."""
         pipeline = self._resident(lane)
-        if pipeline is not None:
+        if pipeline is not None and self._adapt(lane, pipeline):
             self._admit(lane, pipeline)
             self._step(lane, pipeline)
             self._retire(lane, pipeline)
         with self._lock:
             self._runs.keep_only([lane.key for lane in self._roster])
 
+    def _adapt(self, lane: Lane[BatchKey, Seat], pipeline: Pipeline) -> bool:
+        """Put the lane's LoRAs into the weights; when that cannot be, its units fail, and nobody else's."""
+        with self._lock:
+            seats = [*lane.seated, *lane.waiting]
+        with self._busy(pipeline) as elapsed:
+            failure = _failure_of(lambda: pipeline.adapt(lane.key.loras))
+        if failure is not None:
+            self._fail(seats, failure)
+            return False
+        _charge(seats[: lane.cap], elapsed())
+        return True
+
     def _admit(self, lane: Lane[BatchKey, Seat], pipeline: Pipeline) -> None:
         with self._lock:
             newcomers = lane.take_seats()
+            expected = [seat.unit for seat in (*newcomers, *lane.waiting)]
+        if newcomers:
+            with self._busy(pipeline) as elapsed:
+                _failure_of(lambda: pipeline.encode_ahead(expected))  # whoever is to blame will fail on its own
+            _charge(newcomers, elapsed())
         for seat in newcomers:
-            seat.queued_s = self._clock() - seat.submitted_at_s
+            seat.queued_s += self._clock() - seat.submitted_at_s
             # From here on the future's owner cannot cancel it behind our back.
-            if not seat.future.set_running_or_notify_cancel():
+            if not seat.future.running() and not seat.future.set_running_or_notify_cancel():
                 seat.cancelled = True
                 continue
             with self._busy(pipeline) as elapsed:
@@ -229,9 +248,9 @@ class Engine:
 
         with self._busy(pipeline) as elapsed:
             self._attempt(lane, riders, advance, is_batch=True)
+        _charge(riders, elapsed())
         for seat in riders:
             seat.denoise_s += elapsed()
-            seat.gpu_s += elapsed() / len(riders)
             seat.calls_made += 1
             seat.company += len(riders)
         with self._lock:
@@ -247,6 +266,9 @@ class Engine:
     def _finish(self, lane: Lane[BatchKey, Seat], pipeline: Pipeline, seats: list[Seat]) -> None:
         """Decode one finished seat and hand out its image; a ruined one is rendered once more."""
         seat = seats[0]
+        if seat.next_pass is not None:
+            self._change_lanes(pipeline, seat, seat.next_pass)
+            return
         with self._busy(pipeline) as elapsed:
             pixels, flaw = self._runs.decode(pipeline, seat)
         seat.decode_s += elapsed()
@@ -258,7 +280,7 @@ class Engine:
             log.warning("an image came out %s", flaw, extra={"action": "image_flawed", **_names(seat)})
             seat.reruns += 1
             seat.warnings.append(f"the image came out {flaw} and was rendered once more")
-            self._runs.restart(seat)
+            self._runs.restart(pipeline, seat)
             return
         rendered = Rendered(
             pixels=pixels,
@@ -272,6 +294,23 @@ class Engine:
             self._roster.leave(seat.key, seat)
             self._images += 1
         _settle(seat, rendered)
+
+    def _change_lanes(self, pipeline: Pipeline, seat: Seat, following: NextPass) -> None:
+        """Let a seat that has finished its first pass wait in the second one's lane, as old as it is."""
+        unit, upscaler = following
+        with self._busy(pipeline) as elapsed:
+            inputs = self._runs.hand_over(pipeline, seat, unit, upscaler)
+        seat.decode_s += elapsed()
+        seat.gpu_s += elapsed()
+        with self._lock:
+            if not self._roster.leave(seat.key, seat):
+                return  # cancelled meanwhile
+            seat.unit, seat.inputs, seat.next_pass = unit, inputs, None
+            seat.key = BatchKey.of(unit)
+            seat.earlier_calls += seat.calls
+            seat.call = seat.calls = 0
+            seat.submitted_at_s = self._clock()
+            self._roster.join(seat.key, seat, is_transfer=True)
 
     def _resident(self, lane: Lane[BatchKey, Seat]) -> Pipeline | None:
         """Return the lane's model, loading it if need be; None when it cannot be, and all its units have failed."""
@@ -341,9 +380,10 @@ class Engine:
         return has_unloaded
 
     def _restart_all(self, lane: Lane[BatchKey, Seat]) -> None:
+        pipeline = self._residents.get(lane.key.model)
         for seat in lane.seated:
             seat.warnings.append(f"out of memory: rendered anew at a batch shape of {lane.cap}")
-            self._runs.restart(seat)
+            self._runs.restart(pipeline, seat)
 
     def _fail(self, seats: list[Seat], error: Exception) -> None:
         if not isinstance(error, (Fatal, Transient)):
@@ -412,6 +452,12 @@ def _settle(seat: Seat, outcome: Rendered | Exception) -> None:
             seat.future.set_result(outcome)
         else:
             seat.future.set_exception(outcome)
+
+
+def _charge(seats: list[Seat], elapsed_s: float) -> None:
+    """Share the device's time out among those it was spent for."""
+    for seat in seats:
+        seat.gpu_s += elapsed_s / len(seats)
 
 
 def _names(seat: Seat) -> dict[str, object]:

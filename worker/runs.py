@@ -9,15 +9,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.functional import interpolate
 
 from farm.schedulers import find_scheduler
-from worker.sampling import Histories, draw_noise, pack, schedule_for
+from worker.pipelines.base import Inputs, Ride, pack
+from worker.pipelines.pixels import image_tensor, resize
+from worker.sampling import Histories, draw_noise, schedule_for
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Iterator
 
     import numpy as np
 
+    from farm.jobs import Unit
     from worker.pipelines.base import Pipeline
     from worker.seat import BatchKey, Seat
 
@@ -30,41 +34,60 @@ class Runs:
         self._histories: dict[BatchKey, Histories] = {}
 
     def begin(self, pipeline: Pipeline, seat: Seat) -> None:
-        """Encode the prompt, look up the schedule and draw the initial noise of a newly seated unit."""
+        """Encode words and pictures, look up the schedule and make the first latents of a newly seated unit."""
         unit = seat.unit
         if seat.key not in self._histories:
-            shape = pipeline.latent_shape(seat.key.height, seat.key.width)
+            shape = pipeline.latent_shape(unit.height, unit.width)
             self._histories[seat.key] = Histories(self._num_slots, shape, pipeline.device)
-        row = find_scheduler(unit.scheduler)
-        seat.schedule = schedule_for(row, pipeline.scheduler_config, unit.num_inference_steps)
-        seat.conditioning, warnings = pipeline.encode(unit)
+        steps = unit.num_inference_steps
+        seat.schedule = schedule_for(
+            find_scheduler(unit.scheduler),
+            pipeline.scheduler_config,
+            steps,
+            first_step=pipeline.first_step(steps, unit.strength) if seat.inputs.has_start else 0,
+            timestep_options=pipeline.timestep_options(steps, unit.height, unit.width),
+        )
+        seat.conditioning, seat.form, warnings = pipeline.encode(unit, seat.inputs)
         seat.warnings += warnings
-        self.restart(seat)
+        self.restart(pipeline, seat)
 
-    def restart(self, seat: Seat) -> None:
-        """Set a run to its start: a fresh generator, and from it the initial noise, as diffusers draws it."""
+    def restart(self, pipeline: Pipeline, seat: Seat) -> None:
+        """Set a run to its start: a fresh generator, and from it all that is drawn, in the order of diffusers."""
         histories = self._histories[seat.key]
         seat.generator = torch.Generator("cpu").manual_seed(seat.unit.seed)
-        noise = draw_noise(seat.generator, histories.shape)
-        histories.begin(seat.slot, noise * seat.schedule.init_noise_sigma)
+        histories.begin(seat.slot, self._first_latents(pipeline, seat, histories.shape))
         seat.noise = None
         seat.call = 0
         seat.calls = len(seat.schedule)
 
+    def _first_latents(self, pipeline: Pipeline, seat: Seat, shape: tuple[int, ...]) -> torch.Tensor:
+        """Return pure noise, or the picture to start from under as much noise as its first timestep has."""
+        inputs, unit = seat.inputs, seat.unit
+        if not inputs.has_start:
+            return draw_noise(seat.generator, shape) * seat.schedule.init_noise_sigma
+        known = inputs.latents
+        if known is None:
+            assert inputs.image is not None  # noqa: S101  has_start says so
+            image = image_tensor(inputs.image, unit.width, unit.height).to(pipeline.device)
+            known = pipeline.encode_image(image, seat.generator)
+        image_weight, noise_weight = seat.schedule.start
+        return image_weight * known + noise_weight * draw_noise(seat.generator, shape).to(known.device)
+
     def advance(self, pipeline: Pipeline, key: BatchKey, seats: list[Seat], batch_shape: int | None) -> None:
         """Make one model call for `seats`, each at its own point of its own schedule."""
         histories = self._histories[key]
-        device = pipeline.device
         slots = [seat.slot for seat in seats]
         calls = [seat.call for seat in seats]
-        scales = pack([seat.schedule.input_scale[seat.call] for seat in seats], device)
-        predictions = pipeline.predict(
-            histories.current(slots, calls) * scales.view(-1, *[1] * len(histories.shape)),
-            pack([seat.schedule.timesteps[seat.call] for seat in seats], device),
-            [seat.conditioning for seat in seats],
-            pack([seat.unit.guidance_scale for seat in seats], device) if key.guided else None,
-            batch_shape,
-        )
+        scales = pack([seat.schedule.input_scale[seat.call] for seat in seats], pipeline.device)
+        latents = histories.current(slots, calls) * scales.view(-1, *[1] * len(histories.shape))
+        predictions = torch.empty_like(latents)
+        for places in _by_form(seats):
+            predictions[places] = pipeline.predict(
+                latents[places],
+                [_ride(seats[place]) for place in places],
+                guided=key.guided,
+                batch_shape=batch_shape,
+            )
         # The forward has succeeded; only now does anything change. Noise stays with the seat until the whole call has
         # succeeded, so that a repetition does not draw again.
         for seat in seats:
@@ -74,6 +97,16 @@ class Runs:
         for seat in seats:
             seat.noise = None
             seat.call += 1
+
+    def hand_over(self, pipeline: Pipeline, seat: Seat, following: Unit, upscaler: str) -> Inputs:
+        """Return what the next pass starts from: this one's finished picture, enlarged to the next one's size."""
+        latents = self._histories[seat.key].current([seat.slot], [seat.call])
+        controls = seat.inputs.controls
+        if upscaler == "latent":
+            size = pipeline.latent_shape(following.height, following.width)[-2:]
+            return Inputs(latents=interpolate(latents, size=size, mode="bilinear"), controls=controls)
+        pixels = pipeline.decode(latents).cpu().numpy()
+        return Inputs(image=resize(pixels, following.width, following.height), controls=controls)
 
     def decode(self, pipeline: Pipeline, seat: Seat) -> tuple[np.ndarray, str | None]:
         """Decode a finished run, one image at a time; return pixels, uint8 [h, w, 3], and what is wrong with them."""
@@ -87,3 +120,15 @@ class Runs:
         """Free the latents of lanes that are no more."""
         for key in [key for key in self._histories if key not in keys]:
             del self._histories[key]
+
+
+def _ride(seat: Seat) -> Ride:
+    timestep = float(seat.schedule.timesteps[seat.call])
+    return Ride(seat.conditioning, timestep, seat.unit.cfg_scale, seat.call, seat.calls)
+
+
+def _by_form(seats: list[Seat]) -> Iterator[list[int]]:
+    """Yield the places of seats that can share a forward, form by form, in order within each."""
+    forms = {seat.form: None for seat in seats}
+    for form in forms:
+        yield [place for place, seat in enumerate(seats) if seat.form == form]

@@ -130,13 +130,14 @@ class Roster(Generic[K, P]):
         """Whether nobody sits or waits anywhere."""
         return not self._lanes
 
-    def join(self, key: K, passenger: P) -> None:
-        """Queue `passenger` for the lane of `key`."""
+    def join(self, key: K, passenger: P, *, is_transfer: bool = False) -> None:
+        """Queue `passenger` for the lane of `key`; on transfer from another lane it keeps its age."""
         if not any(lane.key.model == key.model for lane in self):
             self._last_step[key.model] = self.steps
         if key not in self._lanes:
             self._lanes[key] = Lane(key, self._max_batch, self.caps.get(key, self._max_batch))
-        passenger.arrived = self.steps
+        if not is_transfer:
+            passenger.arrived = self.steps
         self._lanes[key].waiting.append(passenger)
 
     def leave(self, key: K, passenger: P) -> bool:

@@ -6,19 +6,22 @@ that leaves it. Nothing here computes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from farm.errors import FarmError, Transient
 from farm.jobs import Reproducibility
+from worker.pipelines.base import NO_INPUTS, Inputs
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
     from concurrent.futures import Future
 
     import numpy as np
     import torch
 
     from farm.jobs import Unit
+    from farm.prompts import Lora
     from worker.sampling import Schedule
 
 
@@ -43,11 +46,12 @@ class BatchKey(NamedTuple):
     width: int
     guided: bool
     reproducibility: Reproducibility
+    loras: tuple[Lora, ...] = ()
 
     @classmethod
     def of(cls, unit: Unit) -> Self:
         """Return the key of the lane where `unit` may sit."""
-        return cls(unit.model, unit.height, unit.width, unit.guided, unit.reproducibility)
+        return cls(unit.model, unit.height, unit.width, unit.guided, unit.reproducibility, unit.loras)
 
     @property
     def is_invariant(self) -> bool:
@@ -56,7 +60,31 @@ class BatchKey(NamedTuple):
 
     def __str__(self) -> str:
         guidance = "guided" if self.guided else "unguided"
-        return f"{self.model} {self.width}x{self.height} {guidance} {self.reproducibility}"
+        loras = "".join(f" <{lora.name}:{lora.weight:g}>" for lora in self.loras)
+        return f"{self.model} {self.width}x{self.height} {guidance} {self.reproducibility}{loras}"
+
+
+class NextPass(NamedTuple):
+    """The run that follows one's own, over its picture."""
+
+    unit: Unit
+    upscaler: str
+
+
+def passes_of(unit: Unit) -> tuple[Unit, NextPass | None]:
+    """Return the runs that make a unit's picture: one, or with hires fix a second one over the first one's picture."""
+    if unit.hires is None:
+        return unit, None
+    first, hires = replace(unit, hires=None), unit.hires
+    second = replace(
+        first,
+        width=hires.width,
+        height=hires.height,
+        strength=hires.strength,
+        num_inference_steps=hires.num_inference_steps,
+        mask_image="",
+    )
+    return first, NextPass(second, hires.upscaler)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +117,12 @@ class Rendered:
 class Seat:
     """A unit in the engine, waiting (`slot` is -1) or seated. Owned by the engine's thread once it is seated."""
 
-    unit: Unit
+    unit: Unit  # of the pass that it is in
     future: Future[Rendered]
     key: BatchKey
     submitted_at_s: float
+    inputs: Inputs = NO_INPUTS
+    next_pass: NextPass | None = None
     arrived: int = 0  # the roster's step count when it came
     slot: int = -1
     cancelled: bool = False
@@ -101,6 +131,7 @@ class Seat:
     schedule: Schedule = field(init=False, repr=False)
     generator: torch.Generator = field(init=False, repr=False)
     conditioning: object = field(default=None, repr=False)
+    form: Hashable = None
     noise: torch.Tensor | None = None  # drawn for the coming call, kept until that call has succeeded
     call: int = 0  # model calls made
     calls: int = 0  # and to make in all; 0 before the run has begun
@@ -113,6 +144,7 @@ class Seat:
     denoise_s: float = 0.0
     decode_s: float = 0.0
     gpu_s: float = 0.0
+    earlier_calls: int = 0  # of the passes before this one
     calls_made: int = 0
     company: int = 0  # seats taken, summed over the calls made
 
@@ -129,7 +161,7 @@ class Seat:
             denoise_s=self.denoise_s,
             decode_s=self.decode_s,
             gpu_s=self.gpu_s,
-            steps=self.calls,
+            steps=self.earlier_calls + self.calls,
             mean_batch=self.company / max(1, self.calls_made),
             batch_shape=batch_shape,
         )

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from typing import Any, Final
 
-from farm.jobs import Entry, Header, Output, Priority, Reproducibility, Run
+from farm.jobs import ControlNet, Entry, Header, Hires, Output, Priority, Reproducibility, Run
+from farm.prompts import Lora
 
 _FIELDS: Final = tuple(field.name for field in fields(Entry))
 STORED_TIMES_BYTES: Final = 10
@@ -40,7 +41,7 @@ def encode_header(header: Header, base: Entry) -> str:
 def decode_header(text: bytes | str) -> tuple[Header, Entry]:
     """Return the header and the entry that the others are written against."""
     document: dict[str, Any] = json.loads(text)
-    base = Entry(**document.pop("base"))
+    base = _entry(document.pop("base"))
     document["priority"] = Priority(document["priority"])
     document["reproducibility"] = Reproducibility(document["reproducibility"])
     document["output"] = Output.model_validate(document["output"])
@@ -58,4 +59,13 @@ def encode_entries(entries: Sequence[Entry]) -> Iterator[str]:
 
 def decode_entry(text: bytes | str, base: Entry) -> Entry:
     """Return the entry that `encode_entries` wrote."""
-    return Entry(**{**asdict(base), **json.loads(text)})
+    differing = json.loads(text)
+    return _entry({**asdict(base), **differing}) if differing else base
+
+
+def _entry(document: dict[str, Any]) -> Entry:
+    """Give what JSON made lists their types back."""
+    document["loras"] = tuple(Lora(*lora) for lora in document["loras"])
+    document["controlnets"] = tuple(ControlNet(*net) for net in document["controlnets"])
+    document["hires"] = None if document["hires"] is None else Hires(*document["hires"])
+    return Entry(**document)

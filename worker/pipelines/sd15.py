@@ -7,16 +7,21 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from worker.pipelines.base import Encoded, pad_rows
+from farm.errors import RenderFailed
+from worker.pipelines.base import Encoded, guide, pack, pad_rows
+from worker.pipelines.pixels import to_pixels
+from worker.sampling import TimestepOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from farm.jobs import Unit
+    from farm.prompts import Lora
+    from worker.pipelines.base import Inputs, Ride
 
 _CACHED_PROMPTS: Final = 512
 """Text embeddings kept: 77 x 768 fp16 numbers each, 58 MiB in all."""
@@ -77,13 +82,29 @@ class Sd15Pipeline:
         """Return (4, h/8, w/8)."""
         return (self._channels, height // self._factor, width // self._factor)
 
-    def encode(self, unit: Unit) -> Encoded:
+    def timestep_options(self, _num_inference_steps: int, _height: int, _width: int) -> TimestepOptions:
+        """Return nothing: the number of steps says it all."""
+        return TimestepOptions()
+
+    def first_step(self, num_inference_steps: int, strength: float) -> int:
+        """Return where img2img begins, rounded as StableDiffusionImg2ImgPipeline does."""
+        return num_inference_steps - min(int(num_inference_steps * strength), num_inference_steps)
+
+    def encode(self, unit: Unit, _inputs: Inputs) -> Encoded:
         """Encode the prompt, and the negative one when the unit is guided. Says so when a prompt was too long."""
         prompt, warnings = self._embed(unit.prompt, "prompt")
         if not unit.guided:
-            return Encoded(Conditioning(prompt, None), warnings)
+            return Encoded(Conditioning(prompt, None), warnings=warnings)
         negative, more = self._embed(unit.negative_prompt, "negative_prompt")
-        return Encoded(Conditioning(prompt, negative), warnings + more)
+        return Encoded(Conditioning(prompt, negative), warnings=warnings + more)
+
+    def adapt(self, loras: tuple[Lora, ...]) -> None:
+        """Refuse LoRAs."""
+        if loras:
+            raise RenderFailed("LoRAs cannot be put into this model yet")
+
+    def encode_ahead(self, _units: Sequence[Unit]) -> None:
+        """Do nothing: the text encoder is at hand."""
 
     def _embed(self, text: str, field_name: str) -> tuple[torch.Tensor, tuple[str, ...]]:
         """Return the embedding of `text`, [1, 77, width], and a warning if its end was cut off."""
@@ -110,35 +131,33 @@ class Sd15Pipeline:
         return embedding, lost
 
     def predict(
-        self,
-        latents: torch.Tensor,
-        timesteps: torch.Tensor,
-        conditionings: Sequence[object],
-        guidance_scales: torch.Tensor | None,
-        batch_shape: int | None,
+        self, latents: torch.Tensor, rides: Sequence[Ride], *, guided: bool, batch_shape: int | None
     ) -> torch.Tensor:
         """Run the UNet once: rows [negative of all seats, prompt of all seats] when guided, else [prompt of all]."""
-        num_seats = len(latents)
-        texts = [cast("Conditioning", conditioning) for conditioning in conditionings]
         latents = pad_rows(latents.to(self.dtype), batch_shape)
-        timesteps = pad_rows(timesteps, batch_shape)
-        states = pad_rows(torch.cat([text.prompt for text in texts]), batch_shape)
-        if guidance_scales is not None:
-            negatives = torch.cat([cast("torch.Tensor", text.negative) for text in texts])
-            states = torch.cat([pad_rows(negatives, batch_shape), states])
+        timesteps = pad_rows(pack([ride.timestep for ride in rides], self.device), batch_shape)
+        states = pad_rows(torch.cat([ride.conditioning.prompt for ride in rides]), batch_shape)
+        if guided:
+            negatives = pad_rows(torch.cat([ride.conditioning.negative for ride in rides]), batch_shape)
+            states = torch.cat([negatives, states])
             latents = torch.cat([latents, latents])
             timesteps = torch.cat([timesteps, timesteps])
         latents = latents.contiguous(memory_format=self._layout)
-        output = self._unet(latents, timesteps, encoder_hidden_states=states, return_dict=False)[0].float()
-        if guidance_scales is None:
-            return cast("torch.Tensor", output[:num_seats])
+        output: torch.Tensor = self._unet(latents, timesteps, encoder_hidden_states=states, return_dict=False)[0]
+        if not guided:
+            return output[: len(rides)].float()
         without, toward = output.chunk(2)
-        without, toward = without[:num_seats], toward[:num_seats]
-        return cast("torch.Tensor", without + guidance_scales.view(-1, 1, 1, 1) * (toward - without))
+        return guide(without, toward, rides)
+
+    def encode_image(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Encode [1, 3, h, w] of -1 to 1, with a sample of the VAE's distribution as diffusers draws it."""
+        moments = self._vae.encode(image.to(self.dtype).contiguous(memory_format=self._layout)).latent_dist
+        latents: torch.Tensor = moments.sample(generator).float() * self._vae.config.scaling_factor
+        return latents
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode [1, 4, h/8, w/8] to uint8 [h, w, 3], still on the device: a quarter of the bytes to copy."""
-        return self.to_pixels(self.decode_image(latents))
+        return to_pixels(self.decode_image(latents))
 
     def decode_image(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode [1, 4, h/8, w/8] to an image [3, h, w] of numbers from 0 to 1."""
@@ -146,8 +165,3 @@ class Sd15Pipeline:
         scaled = scaled.contiguous(memory_format=self._layout)
         image: torch.Tensor = self._vae.decode(scaled, return_dict=False)[0][0].float()
         return (image / 2 + 0.5).clamp(0, 1)
-
-    @staticmethod
-    def to_pixels(image: torch.Tensor) -> torch.Tensor:
-        """Round [3, h, w] of 0 to 1 to uint8 [h, w, 3], as diffusers' image processor does."""
-        return (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()

@@ -111,7 +111,7 @@ def test_a_body_of_more_parts_than_any_job_is_refused_unparsed(body, monkeypatch
     """What would take seconds to build is not built."""
     monkeypatch.setattr("api.bodies.from_json", None)
     with pytest.raises(HttpProblem) as raised:
-        parse_job_spec(body, max_prompts=10_000)
+        parse_job_spec(body, max_prompts=4_000)
     assert raised.value.kind.status == 422
     assert "more parts" in raised.value.detail
 

@@ -18,6 +18,7 @@ from farm.schedulers import SCHEDULERS
 from tiny_models import SIZE_PX, tiny_unit
 from worker.engine import Engine
 from worker.pipelines.base import Encoded
+from worker.sampling import TimestepOptions
 from worker.seat import EngineStopped, UnitCancelled
 
 INVARIANT = Reproducibility.INVARIANT
@@ -45,21 +46,40 @@ class FakePipeline:
     def latent_shape(self, height, width):
         return (4, height // 8, width // 8)
 
-    def encode(self, unit):
+    def timestep_options(self, num_inference_steps, height, width):
+        return TimestepOptions()
+
+    def first_step(self, num_inference_steps, strength):
+        return num_inference_steps - int(num_inference_steps * strength)
+
+    def adapt(self, loras):
+        if loras and loras[0].name == "broken":
+            raise RenderFailed("LoRA broken: no such file")
+        self.loras = loras
+
+    def encode_ahead(self, units):
+        self.foreseen = [unit.prompt for unit in units]
+
+    def encode(self, unit, inputs):
         if unit.prompt == "unencodable":
             raise ValueError("no such word")
-        return Encoded(unit.prompt)
+        return Encoded(unit.prompt, form=unit.prompt.count(" long"))
 
-    def predict(self, latents, timesteps, conditionings, guidance_scales, batch_shape):
+    def encode_image(self, image, generator):
+        return torch.nn.functional.avg_pool2d(image.mean(1, keepdim=True), 8).expand(1, 4, -1, -1)
+
+    def predict(self, latents, rides, *, guided, batch_shape):
+        prompts = [ride.conditioning for ride in rides]
         rows = batch_shape or len(latents)
         self.shapes.append(rows)
         if rows > self.memory_rows:
             raise torch.OutOfMemoryError(f"no memory for {rows} rows")
-        if any(prompt == "poison" for prompt in conditionings):
+        if any(prompt == "poison" for prompt in prompts):
             raise RuntimeError("poisoned")
-        self.on_predict(conditionings)
-        self.batches.append(list(conditionings))
-        scales = torch.ones(len(latents)) if guidance_scales is None else guidance_scales
+        self.on_predict(prompts)
+        self.batches.append(prompts)
+        scales = torch.tensor([ride.cfg_scale if guided else 1.0 for ride in rides])
+        timesteps = torch.tensor([ride.timestep for ride in rides])
         return torch.tanh(latents) * scales.view(-1, 1, 1, 1) / 9 + timesteps.view(-1, 1, 1, 1) / 1000
 
     def decode(self, latents):
@@ -359,9 +379,9 @@ def test_out_of_memory_unloads_other_models_first():
     two = pipelines["two"]
     predict = two.predict
 
-    def predict_in_what_is_left(*args):
+    def predict_in_what_is_left(*args, **kwargs):
         two.memory_rows = 3 if len(engine.stats().resident_models) > 1 else 4
-        return predict(*args)
+        return predict(*args, **kwargs)
 
     two.predict = predict_in_what_is_left
     futures = [engine.submit(unit) for unit in numbered(4, model="two")]

@@ -28,6 +28,7 @@ UNIT = Unit(
     seed=7,
     num_inference_steps=20,
     guidance_scale=7.0,
+    guided=True,
     scheduler="euler_ancestral",
     width=64,
     height=48,

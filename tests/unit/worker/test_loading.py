@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from farm.catalog import BUILT_IN
+from farm.catalog import Catalog
 from farm.errors import ModelBroken
 from tiny_models import save_tiny_sd15, tiny_row, tiny_unit
 from worker.engine import Engine
+from worker.pipelines.base import NO_INPUTS
 from worker.pipelines import loading
 from worker.pipelines.loading import hash_weights, load_pipeline
 
@@ -143,12 +144,12 @@ def test_unsupported_unet(folder):
 
 def test_embeddings_are_cached_by_exact_text(tiny_pipeline):
     """The same text is encoded once, in whatever role; texts that differ in a space are two."""
-    first = tiny_pipeline.encode(tiny_unit(prompt="a house", negative_prompt="a house")).conditioning
+    first = tiny_pipeline.encode(tiny_unit(prompt="a house", negative_prompt="a house"), NO_INPUTS).conditioning
     assert first.prompt is first.negative
-    again = tiny_pipeline.encode(tiny_unit(prompt="a house", guidance_scale=1.0)).conditioning
+    again = tiny_pipeline.encode(tiny_unit(prompt="a house", guidance_scale=1.0), NO_INPUTS).conditioning
     assert again.prompt is first.prompt
     assert again.negative is None
-    spaced = tiny_pipeline.encode(tiny_unit(prompt="a house ", guidance_scale=1.0)).conditioning
+    spaced = tiny_pipeline.encode(tiny_unit(prompt="a house ", guidance_scale=1.0), NO_INPUTS).conditioning
     assert spaced.prompt is not first.prompt
 
 
@@ -157,7 +158,7 @@ def test_embeddings_are_cached_by_exact_text(tiny_pipeline):
 )
 def test_model_that_ships_renders():
     """The model that ships with the farm loads from its catalog row and renders at its native size."""
-    (row,) = [row for row in BUILT_IN if row.name == "scenes"]
+    row = Catalog().row("scenes")
     engine = Engine(lambda _: load_pipeline(row, models_dir=SHIPPED_MODELS, device=CPU), max_batch=2)
     engine.start()
     unit = tiny_unit(model="scenes", width=row.width, height=row.height, num_inference_steps=2)

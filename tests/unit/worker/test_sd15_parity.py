@@ -12,6 +12,7 @@ from farm.schedulers import SCHEDULERS
 from tiny_models import SIZE_PX, save_tiny_sd15, tiny_row, tiny_unit
 from worker.engine import Engine
 from worker.pipelines.loading import load_pipeline
+from worker.pipelines.pixels import to_pixels
 
 MAX_DIFFERENCE = 1e-5  # of pixels from 0 to 1; 7e-7 is what was seen
 PROMPTS = ["a red circle", "blue", "", "two green squares on the left of a house", "x y z"]
@@ -32,7 +33,7 @@ class Studio:
     def _decode(self, latents):
         """Decode, and keep the image before it is rounded; its pixels find it again."""
         image = self.ours.decode_image(latents)
-        pixels = self.ours.to_pixels(image)
+        pixels = to_pixels(image)
         self.images[pixels.numpy().tobytes()] = image.permute(1, 2, 0)
         return pixels
 

@@ -1,0 +1,77 @@
+"""What a row of the catalog says about a model, a LoRA or a ControlNet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from farm.prompts import LORA_NAME, Lora
+from farm.schedulers import Group
+
+Family = Literal["sd15", "sdxl", "flux", "sd3"]
+
+_FLOW_FAMILIES: Final = ("flux", "sd3")
+
+
+class Source(BaseModel):
+    """Where weights are: a folder, a `.safetensors` file, or a repository of the hub."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = Field(description="Local folder or file (relative ones start at FARM_MODELS_DIR) or hub repository.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the hub repository.")
+    filename: str | None = Field(None, description="The one .safetensors file of the repository that is meant.")
+
+
+class ModelRow(Source):
+    """One model of the catalog. Sizes are pixels."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    family: Family
+    description: str = ""
+    vae: Source | None = Field(None, description="A VAE to take instead of the model's own.")
+    width: int = Field(gt=0, description="Native width; the default of a job.")
+    height: int = Field(gt=0)
+    size_multiple: int = Field(8, gt=0, description="Widths and heights are multiples of this.")
+    min_size: int = Field(64, gt=0)
+    max_size: int = Field(2048, gt=0, description="Largest width or height.")
+    max_pixels: int = Field(2048 * 2048, gt=0)
+    num_inference_steps: int = Field(20, gt=0)
+    max_steps: int = Field(1000, gt=0)
+    guidance: Literal["cfg", "embedded"] = Field(
+        "cfg",
+        description="`cfg`: the prompt against a negative one. `embedded`: the model takes the scale as an input.",
+    )
+    guidance_scale: float = 7.5
+    scheduler: str = "dpmpp_2m"
+    scheduler_config: Mapping[str, Any] = Field(
+        default_factory=dict, description="What to change in the scheduler config that comes with the weights."
+    )
+    clip_skip: int = Field(0, ge=0)
+    max_sequence_length: int = Field(512, gt=0, description="Tokens of a T5 text encoder.")
+    loras: tuple[Lora, ...] = Field((), description="LoRAs of the catalog that every image of this model gets.")
+    max_batch: int | None = Field(None, gt=0, description="Cap on seats of a lane below FARM_MAX_BATCH.")
+    allow_lossy: bool = Field(True, description="Whether a small card may hold it in less than 16 bits.")
+
+    @property
+    def scheduler_group(self) -> Group:
+        """Which schedulers fit: those of flow matching or those of diffusion."""
+        return "flow" if self.family in _FLOW_FAMILIES else "diffusion"
+
+
+class LoraRow(Source):
+    """One LoRA that has a name. Files in `loras/` of FARM_MODELS_DIR need no row."""
+
+    name: str = Field(pattern=LORA_NAME.pattern)
+    family: Family
+    description: str = ""
+
+
+class ControlNetRow(Source):
+    """One ControlNet."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    family: Family
+    description: str = ""

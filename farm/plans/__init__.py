@@ -1,0 +1,29 @@
+"""Memory plans: how a model is laid out on a card of a given size, decided with numbers before anything is loaded.
+
+Sizes come from the headers of the weight files or from the table of published checkpoints; working memory from stated
+formulas (working.py). Applying a plan to loaded weights is the worker's business; nothing here knows torch.
+"""
+
+from __future__ import annotations
+
+from farm.plans.choose import NoPlan, plan_for, plan_for_row
+from farm.plans.headers import BadHeader, TensorInfo, read_header
+from farm.plans.plan import ComponentPlan, Phase, Plan, Precision, Where
+from farm.plans.sizes import ComponentSize, ModelSizes, sizes_of
+
+__all__ = [
+    "BadHeader",
+    "ComponentPlan",
+    "ComponentSize",
+    "ModelSizes",
+    "NoPlan",
+    "Phase",
+    "Plan",
+    "Precision",
+    "TensorInfo",
+    "Where",
+    "plan_for",
+    "plan_for_row",
+    "read_header",
+    "sizes_of",
+]

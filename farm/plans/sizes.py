@@ -1,0 +1,161 @@
+"""How large a model's components are: read from its files where they are on disk, else from the published table.
+
+Files are a diffusers folder or one `.safetensors` file in any of the layouts that models are shared in. Only headers
+are read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from farm.plans.headers import BadHeader, TensorInfo, read_header
+from farm.plans.published import PUBLISHED, ComponentSize, Role, find_published
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from farm.catalog import Family, ModelRow
+
+_FOLDERS: Final = ("text_encoder", "text_encoder_2", "text_encoder_3", "unet", "transformer", "vae")
+
+_DENOISER: Final = {"sd15": "unet", "sdxl": "unet", "flux": "transformer", "sd3": "transformer"}
+_T5: Final = {"flux": "text_encoder_2", "sd3": "text_encoder_3"}
+_PREFIXES: Final = (
+    ("model.diffusion_model.", "denoiser"),
+    ("first_stage_model.", "vae"),
+    ("vae.", "vae"),
+    ("cond_stage_model.", "text_encoder"),
+    ("conditioner.embedders.0.", "text_encoder"),
+    ("conditioner.embedders.1.", "text_encoder_2"),
+    ("text_encoders.clip_l.", "text_encoder"),
+    ("text_encoders.clip_g.", "text_encoder_2"),
+    ("text_encoders.t5xxl.", "t5"),
+)
+"""Beginnings of names in files that hold a whole model (CompVis, sgm, and what ComfyUI saves)."""
+_BARE_DENOISER: Final = re.compile(r"(double_blocks|single_blocks|img_in|joint_blocks|transformer_blocks|input_blocks)\.")
+"""Beginnings of names in files that hold a denoiser alone."""
+
+_BLOCKS: Final = re.compile(
+    r"(down_blocks|mid_block|up_blocks|transformer_blocks|single_transformer_blocks"
+    r"|input_blocks|middle_block|output_blocks|double_blocks|single_blocks|joint_blocks)\."
+)
+_TWICE: Final = "encoder.embed_tokens.weight"
+"""T5's embedding under its second name, which some files save as well; in memory it is one."""
+
+_WIDTH_OF: Final[dict[Role, tuple[str, ...]]] = {
+    "denoiser": (
+        "conv_in.weight",
+        "input_blocks.0.0.weight",
+        "x_embedder.weight",
+        "img_in.weight",
+        "pos_embed.proj.weight",
+        "x_embedder.proj.weight",
+    ),
+    "vae": ("decoder.conv_norm_out.weight", "decoder.norm_out.weight"),
+}
+"""Tensors whose first dimension is a component's width."""
+_EMBEDDINGS: Final = ("token_embedding.weight", "shared.weight", "embed_tokens.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """The components of one model; `origin` says where the numbers come from, for people."""
+
+    components: tuple[ComponentSize, ...]
+    origin: str
+
+    def component(self, role: Role) -> ComponentSize:
+        """Return the one component of `role`: `denoiser` or `vae`."""
+        return next(component for component in self.components if component.role == role)
+
+
+def sizes_of(row: ModelRow, models_dir: Path) -> ModelSizes:
+    """Return the sizes of the model of `row`: from its files under `models_dir` if they are there, else as published.
+
+    Raises BadHeader when a file that is there cannot be read.
+    """
+    name, is_exact = find_published(row.source, row.family)
+    published = PUBLISHED[name]
+    local = models_dir / row.source  # an absolute source stays as it is
+    tensors = _read_folder(local) if local.is_dir() else {}
+    if not tensors and local.is_file():
+        tensors = _split_file(read_header(local), row.family)
+        if "denoiser" not in {role_of(part) for part in tensors}:
+            raise BadHeader(f"{local} holds no UNet or transformer in a layout that is known")
+    if not tensors:
+        origin = f"published sizes of {name}" if is_exact else f"published sizes of {name}, the largest of its family"
+        return ModelSizes(published, origin)
+    found = {part: measure(part, held) for part, held in tensors.items()}
+    if {"denoiser", "vae"} <= {size.role for size in found.values()} and local.is_dir():
+        return ModelSizes(tuple(found.values()), f"headers under {local}")
+    lacking = [size for size in published if size.name not in found]
+    components = tuple(found.get(size.name, size) for size in published)
+    assumed = "".join(f", {size.name} as published for {name}" for size in lacking)
+    return ModelSizes(components, f"headers of {local}{assumed}")
+
+
+def role_of(component: str) -> str:
+    """Return what kind of part a component of this name is: `denoiser`, `vae` or `text`."""
+    if component in _DENOISER.values():
+        return "denoiser"
+    return "vae" if component == "vae" else "text"
+
+
+def measure(component: str, tensors: Mapping[str, TensorInfo]) -> ComponentSize:
+    """Return the size of a component from its tensors, whose names start within the component."""
+    held = {name: info for name, info in tensors.items() if name != _TWICE or "shared.weight" not in tensors}
+    role: Role
+    match role_of(component):
+        case "denoiser":
+            role = "denoiser"
+        case "vae":
+            role = "vae"
+        case _:
+            role = "t5" if any(name.endswith("shared.weight") for name in held) else "clip"
+    blocks = sum(info.num_values for name, info in held.items() if _BLOCKS.match(name) and len(info.shape) > 1)
+    return ComponentSize(
+        name=component,
+        role=role,
+        num_values=sum(info.num_values for info in held.values()),
+        largest_tensor=max(info.num_values for info in held.values()),
+        width=_width(role, held),
+        num_block_values=blocks if role == "denoiser" else 0,
+    )
+
+
+def _width(role: Role, tensors: Mapping[str, TensorInfo]) -> int:
+    if role in _WIDTH_OF:
+        return next((tensors[name].shape[0] for name in _WIDTH_OF[role] if name in tensors), 0)
+    return next((info.shape[1] for name, info in tensors.items() if name.endswith(_EMBEDDINGS)), 0)
+
+
+def _read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
+    """Return the tensors of each component in a diffusers folder; variants of one weight count once, being one name."""
+    parts: dict[str, dict[str, TensorInfo]] = {}
+    for name in _FOLDERS:
+        held: dict[str, TensorInfo] = {}
+        for path in sorted((folder / name).glob("*.safetensors")):
+            held.update(read_header(path))
+        if held:
+            parts[name] = held
+    return parts
+
+
+def _split_file(tensors: Mapping[str, TensorInfo], family: Family) -> dict[str, dict[str, TensorInfo]]:
+    """Return the tensors of each component in one file, by the names they have within the component."""
+    names = {"denoiser": _DENOISER[family], "t5": _T5.get(family, "")}
+    parts: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
+    is_bare = any(_BARE_DENOISER.match(name) for name in tensors)
+    for name, info in tensors.items():
+        for prefix, part in _PREFIXES:
+            if name.startswith(prefix):
+                parts[names.get(part, part)][name.removeprefix(prefix)] = info
+                break
+        else:
+            if is_bare:
+                parts[_DENOISER[family]][name] = info
+    return dict(parts)
