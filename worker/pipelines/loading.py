@@ -54,6 +54,7 @@ def load_pipeline(
             device_name=device_name or _kind(device),
             dtype=dtype,
             max_batch=row.max_batch,
+            embeddings_dir=models_dir / "embeddings",
         )
     except torch.OutOfMemoryError:
         raise  # the engine can make room

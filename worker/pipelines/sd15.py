@@ -5,7 +5,6 @@ Knows no lanes and keeps no unit's state; the sampler is not here either (worker
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,21 +14,25 @@ from farm.errors import RenderFailed
 from worker.pipelines.base import Encoded, guide, pack, pad_rows
 from worker.pipelines.pixels import to_pixels
 from worker.sampling import TimestepOptions
+from worker.text.cache import EmbeddingCache
+from worker.text.clip import ClipText, encode_texts
+from worker.text.inversion import Inversions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from farm.jobs import Unit
     from farm.prompts import Lora
     from worker.pipelines.base import Inputs, Ride
 
-_CACHED_PROMPTS: Final = 512
-"""Text embeddings kept: 77 x 768 fp16 numbers each, 58 MiB in all."""
+_CACHE_BYTES: Final = 64 * 2**20
+"""For encoded prompts: 77 x 768 fp16 numbers each, so some five hundred of them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Conditioning:
-    """A unit's text embeddings, [1, 77, width] each; `negative` only when the unit is guided."""
+    """A unit's text embeddings, [1, 77 * chunks, width] each; `negative` only when the unit is guided."""
 
     prompt: torch.Tensor
     negative: torch.Tensor | None
@@ -52,6 +55,7 @@ class Sd15Pipeline:
         device_name: str,
         dtype: torch.dtype,
         max_batch: int | None = None,
+        embeddings_dir: Path | None = None,
     ) -> None:
         self.name = name
         self.model_hash = model_hash
@@ -71,12 +75,18 @@ class Sd15Pipeline:
             )
         # Convolutions of UNet and VAE run on tensor cores without a transpose in this layout; CPUs gain nothing.
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self._tokenizer = tokenizer
-        self._text_encoder = text_encoder.to(device).eval().requires_grad_(requires_grad=False)
+        text_encoder = text_encoder.to(device).eval().requires_grad_(requires_grad=False)
+        widths = {"clip_l": text_encoder.config.hidden_size}
+        self._clip = ClipText(
+            tokenizer,
+            text_encoder,
+            device=device,
+            cache=EmbeddingCache(_CACHE_BYTES),
+            inversions=Inversions(embeddings_dir, widths) if embeddings_dir else None,
+        )
         self._unet = unet.to(device, memory_format=layout).eval().requires_grad_(requires_grad=False)
         self._vae = vae.to(device, memory_format=layout).eval().requires_grad_(requires_grad=False)
         self._layout = layout
-        self._embeddings: OrderedDict[str, tuple[torch.Tensor, tuple[str, ...]]] = OrderedDict()
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (4, h/8, w/8)."""
@@ -91,12 +101,17 @@ class Sd15Pipeline:
         return num_inference_steps - min(int(num_inference_steps * strength), num_inference_steps)
 
     def encode(self, unit: Unit, _inputs: Inputs) -> Encoded:
-        """Encode the prompt, and the negative one when the unit is guided. Says so when a prompt was too long."""
-        prompt, warnings = self._embed(unit.prompt, "prompt")
-        if not unit.guided:
-            return Encoded(Conditioning(prompt, None), warnings=warnings)
-        negative, more = self._embed(unit.negative_prompt, "negative_prompt")
-        return Encoded(Conditioning(prompt, negative), warnings=warnings + more)
+        """Encode the prompt, and the negative one when the unit is guided; rows of as many chunks go together."""
+        texts = encode_texts(
+            [self._clip],
+            unit.prompt,
+            unit.negative_prompt if unit.guided else None,
+            layer="last",
+            clip_skip=unit.clip_skip,
+            adapters=unit.loras,
+        )
+        conditioning = Conditioning(texts.prompt[0].states, texts.negative[0].states if texts.negative else None)
+        return Encoded(conditioning, form=texts.num_chunks, warnings=texts.warnings)
 
     def adapt(self, loras: tuple[Lora, ...]) -> None:
         """Refuse LoRAs."""
@@ -105,30 +120,6 @@ class Sd15Pipeline:
 
     def encode_ahead(self, _units: Sequence[Unit]) -> None:
         """Do nothing: the text encoder is at hand."""
-
-    def _embed(self, text: str, field_name: str) -> tuple[torch.Tensor, tuple[str, ...]]:
-        """Return the embedding of `text`, [1, 77, width], and a warning if its end was cut off."""
-        if text in self._embeddings:
-            self._embeddings.move_to_end(text)
-        else:
-            self._embeddings[text] = self._encode_text(text)
-            if len(self._embeddings) > _CACHED_PROMPTS:
-                self._embeddings.popitem(last=False)
-        embedding, lost = self._embeddings[text]
-        return embedding, tuple(f"{field_name} is too long for the model, ignored: {part!r}" for part in lost)
-
-    def _encode_text(self, text: str) -> tuple[torch.Tensor, tuple[str, ...]]:
-        """Run the text encoder at batch 1: a cached embedding has the same bits as a fresh one."""
-        limit = self._tokenizer.model_max_length
-        tokens = self._tokenizer(text, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-        whole = self._tokenizer(text, return_tensors="pt", verbose=False).input_ids
-        lost = () if whole.shape[1] <= limit else (self._tokenizer.decode(whole[0, limit - 1 : -1]),)
-        has_mask = getattr(self._text_encoder.config, "use_attention_mask", False)
-        embedding = self._text_encoder(
-            tokens.input_ids.to(self.device),
-            attention_mask=tokens.attention_mask.to(self.device) if has_mask else None,
-        )[0]
-        return embedding, lost
 
     def predict(
         self, latents: torch.Tensor, rides: Sequence[Ride], *, guided: bool, batch_shape: int | None
