@@ -1,0 +1,86 @@
+"""What all families have in common: a denoiser of latents, a VAE around it, and a name in the catalog.
+
+A family adds its text encoders and its denoiser: `encode` and `predict` (worker/pipelines/base.py says what they owe).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from farm.errors import RenderFailed
+from worker.pipelines.vae import ImageCoder
+from worker.sampling import TimestepOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from farm.jobs import Unit
+    from farm.prompts import Lora
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Loaded:
+    """A model's weights in memory, and where they came from: what a family is built of."""
+
+    name: str  # in the catalog
+    parts: Mapping[str, Any]  # by diffusers' names: tokenizer, text_encoder, unet, vae, …; on the device
+    scheduler_config: Mapping[str, Any]
+    model_hash: str  # sha256 of the weights, hex
+    device: torch.device
+    device_name: str
+    dtype: torch.dtype
+    max_batch: int | None = None
+    max_sequence_length: int = 512  # tokens of T5
+    embeddings_dir: Path | None = None  # where textual inversions lie
+
+
+class LatentModel:
+    """One latent diffusion model on one device."""
+
+    component_types: ClassVar[Mapping[str, Any]]
+    """The class of every part, by diffusers' name for it: what a loader must bring."""
+
+    denoiser: ClassVar[str] = "unet"
+    """Which part is the denoiser."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.name = loaded.name
+        self.model_hash = loaded.model_hash
+        self.device = loaded.device
+        self.device_name = loaded.device_name
+        self.dtype = loaded.dtype
+        self.max_batch = loaded.max_batch
+        self.scheduler_config: Mapping[str, Any] = loaded.scheduler_config
+        self.coder = ImageCoder(loaded.parts["vae"], device=loaded.device)
+
+    def timestep_options(self, _num_inference_steps: int, _height: int, _width: int) -> TimestepOptions:
+        """Return nothing: the number of steps says it all."""
+        return TimestepOptions()
+
+    def first_step(self, num_inference_steps: int, strength: float) -> int:
+        """Return where a run from a picture begins, rounded as diffusers' img2img pipelines for UNets do."""
+        return num_inference_steps - min(int(num_inference_steps * strength), num_inference_steps)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """Return (channels, h/8, w/8)."""
+        return self.coder.latent_shape(height, width)
+
+    def adapt(self, loras: tuple[Lora, ...]) -> None:
+        """Refuse LoRAs."""
+        if loras:
+            raise RenderFailed(f"{self.name} takes no LoRAs")
+
+    def encode_ahead(self, units: Sequence[Unit]) -> None:
+        """Do nothing: the text encoders are at hand."""
+
+    def encode_image(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Encode [1, 3, h, w] of -1 to 1 to latents [1, *latent_shape], float32, drawing once from `generator`."""
+        return self.coder.encode(image, generator)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode one image's latents [1, *latent_shape] to pixels, uint8 [h, w, 3]."""
+        return self.coder.decode(latents)
