@@ -50,8 +50,8 @@ def expand(
 ) -> ExpandedJob:
     """Resolve `spec` against its catalog row.
 
-    `drawn_seed` is the seed of prompts that name none, `controlnets` are those that fit the model. Raises Refused with field, value and choices when a size does
-    not fit the model, a scheduler is unknown, or a limit is exceeded.
+    `drawn_seed` is the seed of prompts that name none, `controlnets` are those that fit the model. Raises Refused with
+    field, value and choices when a size does not fit the model, a name is unknown, or a limit is exceeded.
     """
     if len(spec.prompts) > max_prompts:
         raise Refused(
@@ -154,7 +154,7 @@ def _entry(
             _controlnet(net, controlnets, f"{field_of('controlnets')}.{i}")
             for i, net in enumerate(asked("controlnets"))
         ),
-        hires=None if hires is None else _hires(hires, row, width, height, steps, field_of("hires")),
+        hires=None if hires is None else _hires(hires, row, width, height, steps=steps, at=field_of("hires")),
     )
 
 
@@ -202,7 +202,7 @@ def _controlnet(spec: ControlNetSpec, known: Sequence[str], at: str) -> ControlN
     return ControlNet(spec.model, spec.image, spec.conditioning_scale, spec.guidance_start, spec.guidance_end)
 
 
-def _hires(spec: HiresSpec, row: ModelRow, width: int, height: int, steps: int, at: str) -> Hires:
+def _hires(spec: HiresSpec, row: ModelRow, width: int, height: int, *, steps: int, at: str) -> Hires:
     """Resolve the second pass: its size is the first one's times `scale`, to the nearest size the model renders."""
     multiple = row.size_multiple
     width, height = (max(1, math.floor(side * spec.scale / multiple + 0.5)) * multiple for side in (width, height))

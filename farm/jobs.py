@@ -80,7 +80,7 @@ class Output(BaseModel):
     upscaler: str = Field(
         "lanczos", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="`lanczos`, or a model in upscalers/."
     )
-    safety_checker: bool = Field(False, description="Black out what the NSFW checker flags, and say so.")
+    safety_checker: bool = Field(default=False, description="Black out what the NSFW checker flags, and say so.")
 
 
 class LoraSpec(BaseModel):

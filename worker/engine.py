@@ -90,8 +90,9 @@ class Engine:
         return self._closed is None
 
     def submit(self, unit: Unit, inputs: Inputs = NO_INPUTS) -> Future[Rendered]:
-        """Queue `unit` with the pictures it names; its future ends with the image, RenderFailed, ModelBroken, UnitCancelled or EngineStopped.
+        """Queue `unit` with the pictures it names.
 
+        Its future ends with the image, RenderFailed, ModelBroken, UnitCancelled or EngineStopped.
         Raises EngineStopped when the engine takes no more units.
         """
         first, second = passes_of(unit)

@@ -53,7 +53,7 @@ class ModelRow(Source):
     max_sequence_length: int = Field(512, gt=0, description="Tokens of a T5 text encoder.")
     loras: tuple[Lora, ...] = Field((), description="LoRAs of the catalog that every image of this model gets.")
     max_batch: int | None = Field(None, gt=0, description="Cap on seats of a lane below FARM_MAX_BATCH.")
-    allow_lossy: bool = Field(True, description="Whether a small card may hold it in less than 16 bits.")
+    allow_lossy: bool = Field(default=True, description="Whether a small card may hold it in less than 16 bits.")
 
     @property
     def scheduler_group(self) -> Group:

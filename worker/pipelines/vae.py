@@ -9,7 +9,6 @@ import torch
 from worker.pipelines.pixels import to_pixels
 
 
-
 class ImageCoder:
     """Encodes and decodes one image at a time: batches of other sizes would change its last bits."""
 
