@@ -9,7 +9,8 @@ from __future__ import annotations
 from farm.plans.choose import NoPlan, plan_for, plan_for_row
 from farm.plans.headers import BadHeader, TensorInfo, read_header
 from farm.plans.plan import ComponentPlan, Phase, Plan, Precision, Where
-from farm.plans.sizes import ComponentSize, ModelSizes, sizes_of
+from farm.plans.published import ComponentSize
+from farm.plans.sizes import ModelSizes, sizes_of
 
 __all__ = [
     "BadHeader",

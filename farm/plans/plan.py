@@ -37,6 +37,7 @@ BYTES_PER_VALUE: Final = {
     Precision.NF4: 0.5 + 1 / 64 + 4 / (64 * 256),
 }
 QUANTISED: Final = frozenset({Precision.FP8, Precision.NF4})
+DENOISERS: Final = ("unet", "transformer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +121,13 @@ class Plan:
     @property
     def summary(self) -> str:
         """The plan in a few words."""
-        words = []
-        for part in self.components:
-            if part.name in DENOISERS and (part.is_lossy or part.where is not Where.RESIDENT):
-                words.append(f"{part.name} {part.storage if part.is_lossy else part.where}")
+        words = [
+            f"{part.name} {part.storage if part.is_lossy else part.where}"
+            for part in self.components
+            if part.name in DENOISERS and (part.is_lossy or part.where is not Where.RESIDENT)
+        ]
         text = {part.where for part in self.components if part.name.startswith("text_encoder")} - {Where.RESIDENT}
         words += [f"text encoders {where}" for where in sorted(text)]
         if self.vae_tile_px is not None:
             words.append(f"VAE in tiles of {self.vae_tile_px} px")
         return ", ".join(words) or "everything on the card"
-
-
-DENOISERS: Final = ("unet", "transformer")

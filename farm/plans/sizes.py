@@ -36,7 +36,9 @@ _PREFIXES: Final = (
     ("text_encoders.t5xxl.", "t5"),
 )
 """Beginnings of names in files that hold a whole model (CompVis, sgm, and what ComfyUI saves)."""
-_BARE_DENOISER: Final = re.compile(r"(double_blocks|single_blocks|img_in|joint_blocks|transformer_blocks|input_blocks)\.")
+_BARE_DENOISER: Final = re.compile(
+    r"(double_blocks|single_blocks|img_in|joint_blocks|transformer_blocks|input_blocks)\."
+)
 """Beginnings of names in files that hold a denoiser alone."""
 
 _BLOCKS: Final = re.compile(
@@ -80,7 +82,7 @@ def sizes_of(row: ModelRow, models_dir: Path) -> ModelSizes:
     """
     name, is_exact = find_published(row.source, row.family)
     published = PUBLISHED[name]
-    local = models_dir / row.source  # an absolute source stays as it is
+    local = models_dir / row.source / (row.filename or "")  # an absolute source stays as it is
     tensors = _read_folder(local) if local.is_dir() else {}
     if not tensors and local.is_file():
         tensors = _split_file(read_header(local), row.family)
@@ -89,7 +91,8 @@ def sizes_of(row: ModelRow, models_dir: Path) -> ModelSizes:
     if not tensors:
         origin = f"published sizes of {name}" if is_exact else f"published sizes of {name}, the largest of its family"
         return ModelSizes(published, origin)
-    found = {part: measure(part, held) for part, held in tensors.items()}
+    usual_widths = {size.name: size.width for size in published}
+    found = {part: measure(part, held, usual_widths.get(part, 0)) for part, held in tensors.items()}
     if {"denoiser", "vae"} <= {size.role for size in found.values()} and local.is_dir():
         return ModelSizes(tuple(found.values()), f"headers under {local}")
     lacking = [size for size in published if size.name not in found]
@@ -105,8 +108,11 @@ def role_of(component: str) -> str:
     return "vae" if component == "vae" else "text"
 
 
-def measure(component: str, tensors: Mapping[str, TensorInfo]) -> ComponentSize:
-    """Return the size of a component from its tensors, whose names start within the component."""
+def measure(component: str, tensors: Mapping[str, TensorInfo], usual_width: int = 0) -> ComponentSize:
+    """Return the size of a component from its tensors, whose names start within the component.
+
+    `usual_width` is taken when no tensor that is known tells the width.
+    """
     held = {name: info for name, info in tensors.items() if name != _TWICE or "shared.weight" not in tensors}
     role: Role
     match role_of(component):
@@ -122,15 +128,18 @@ def measure(component: str, tensors: Mapping[str, TensorInfo]) -> ComponentSize:
         role=role,
         num_values=sum(info.num_values for info in held.values()),
         largest_tensor=max(info.num_values for info in held.values()),
-        width=_width(role, held),
+        width=_width(role, held) or usual_width,
         num_block_values=blocks if role == "denoiser" else 0,
     )
 
 
 def _width(role: Role, tensors: Mapping[str, TensorInfo]) -> int:
+    """Return the width that the tensors tell, 0 when none does."""
     if role in _WIDTH_OF:
-        return next((tensors[name].shape[0] for name in _WIDTH_OF[role] if name in tensors), 0)
-    return next((info.shape[1] for name, info in tensors.items() if name.endswith(_EMBEDDINGS)), 0)
+        shapes = (tensors[name].shape for name in _WIDTH_OF[role] if name in tensors)
+        return next((shape[0] for shape in shapes if shape), 0)
+    shapes = (info.shape for name, info in tensors.items() if name.endswith(_EMBEDDINGS))
+    return next((shape[-1] for shape in shapes if shape), 0)
 
 
 def _read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
