@@ -1,0 +1,54 @@
+"""A1111's rules for weights and long prompts once more, in plain loops over all chunks at once, to compare ours with.
+
+Takes a prompt that a reader has already taken apart by hand: sections between BREAKs, of (text, weight).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+Sections = list[list[tuple[str, float]]]
+
+
+def encode_plainly(
+    tokenizer: Any, model: Any, sections: Sections, *, skip: int = 0, normalised: bool = True, num_chunks: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return states [1, 77 * chunks, width], `skip` layers left out, and the first chunk's pooled state."""
+    rows = [
+        [(token, weight) for text, weight in section for token in tokenizer.tokenize(text)] for section in sections
+    ]
+    chunks = []
+    for number, row in enumerate(rows):
+        rest = row
+        while len(rest) > 75:
+            end = 75
+            if rest[75][0] != ",</w>":
+                for place in range(55, 75):
+                    if rest[place][0] == ",</w>":
+                        end = place + 1
+            chunks.append(rest[:end])
+            rest = rest[end:]
+        if rest or number < len(rows) - 1 or not chunks:
+            chunks.append(rest)
+    chunks += [[]] * (num_chunks - len(chunks))
+
+    ids = torch.full((len(chunks), 77), tokenizer.pad_token_id)
+    weights = torch.ones(len(chunks), 77)
+    for number, chunk in enumerate(chunks):
+        ids[number, 0] = tokenizer.bos_token_id
+        for place, (token, weight) in enumerate(chunk, 1):
+            ids[number, place] = tokenizer.convert_tokens_to_ids(token)
+            weights[number, place] = weight
+        ids[number, len(chunk) + 1] = tokenizer.eos_token_id
+    output = model(ids, output_hidden_states=True)
+    states = output.hidden_states[-1 - skip]
+    if normalised:
+        states = getattr(model, "text_model", model).final_layer_norm(states)
+    for number in range(len(chunks)):
+        mean = states[number].mean()
+        emphasised = states[number] * weights[number][:, None]
+        states[number] = emphasised * (mean / emphasised.mean())
+    pooled = output.text_embeds if "text_embeds" in output else output.pooler_output
+    return states.reshape(1, -1, states.shape[-1]), pooled[:1]
