@@ -2,8 +2,8 @@
 
 Canonical names are ComfyUI's style (`dpmpp_2m_karras`); diffusers' class names, AUTOMATIC1111's labels and other
 programs' names resolve to them. A scheduler belongs to one group of models: those that learned to remove noise
-(`diffusion`), or those that learned a velocity (`flow`). The worker turns `diffusers_class` and `config` into a schedule
-table (worker/sampling).
+(`diffusion`), or those that learned the way from noise to image (`flow`). The worker turns `diffusers_class` and
+`config` into a schedule table (worker/sampling).
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ class _Sampler:
 # Solvers name their algorithm and order, for a model's own config may hold another's.
 _ODE_2: Final = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
 _SDE_2: Final = _ODE_2 | {"algorithm_type": "sde-dpmsolver++"}
+# diffusers switches this on for a last sigma of zero, but says so each time.
+_SINGLE: Final = {"lower_order_final": True}
 _UNIPC: Final = {"solver_order": 2, "solver_type": "bh2"}
 _DEIS: Final = {"algorithm_type": "deis", "solver_order": 2, "solver_type": "logrho"}
 _MULTISTEP: Final = "DPMSolverMultistepScheduler"
@@ -104,8 +106,8 @@ _DIFFUSION: Final = (
     ),
     _Sampler("dpmpp_3m", _MULTISTEP, "DPM++ 3M", _ANY, _ODE_2 | {"solver_order": 3}),
     _Sampler("dpmpp_3m_sde", _MULTISTEP, "DPM++ 3M SDE", _ANY, _SDE_2 | {"solver_order": 3}, ("dpmpp_3m_sde_gpu",)),
-    _Sampler("dpmpp_2s", _SINGLESTEP, "DPM++ 2S", _SIGMAS, _ODE_2),
-    _Sampler("dpmpp_2s_sde", _SINGLESTEP, "DPM++ 2S SDE", _SIGMAS, _SDE_2),
+    _Sampler("dpmpp_2s", _SINGLESTEP, "DPM++ 2S", _SIGMAS, _ODE_2 | _SINGLE),
+    _Sampler("dpmpp_2s_sde", _SINGLESTEP, "DPM++ 2S SDE", _SIGMAS, _SDE_2 | _SINGLE),
     _Sampler("dpmpp_sde", "DPMSolverSDEScheduler", "DPM++ SDE", _ANY, aliases=("dpmpp_sde_gpu",)),
     _Sampler("unipc", "UniPCMultistepScheduler", "UniPC", _ANY, _UNIPC, ("uni_pc", "uni_pc_bh2")),
     _Sampler("deis", "DEISMultistepScheduler", "DEIS", _ANY, _DEIS, ("deis_2m",)),
@@ -135,7 +137,7 @@ _FLOWS: Final = (
     _Sampler("lcm", "FlowMatchLCMScheduler", "LCM", _FLOW_SIGMAS),
     _Sampler("dpmpp_2m", _MULTISTEP, "DPM++ 2M", _PLAIN, _ODE_2 | _FLOW),
     _Sampler("dpmpp_2m_sde", _MULTISTEP, "DPM++ 2M SDE", _PLAIN, _SDE_2 | _FLOW, ("dpmpp_2m_sde_gpu",)),
-    _Sampler("dpmpp_2s", _SINGLESTEP, "DPM++ 2S", _PLAIN, _ODE_2 | _FLOW),
+    _Sampler("dpmpp_2s", _SINGLESTEP, "DPM++ 2S", _PLAIN, _ODE_2 | _SINGLE | _FLOW),
     _Sampler("unipc", "UniPCMultistepScheduler", "UniPC", _PLAIN, _UNIPC | _FLOW, ("uni_pc", "uni_pc_bh2")),
     _Sampler("deis", "DEISMultistepScheduler", "DEIS", _PLAIN, _DEIS | _FLOW, ("deis_2m",)),
 )

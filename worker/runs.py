@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 from farm.schedulers import find_scheduler
 from worker.pipelines.base import Inputs, Ride, pack
 from worker.pipelines.pixels import image_tensor, resize
-from worker.sampling import Histories, draw_noise, schedule_for
+from worker.sampling import Histories, NoiseSource, OwnSteps, draw_noise, schedule_for
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
@@ -44,7 +44,7 @@ class Runs:
             find_scheduler(unit.scheduler),
             pipeline.scheduler_config,
             steps,
-            first_step=pipeline.first_step(steps, unit.strength) if seat.inputs.has_start else 0,
+            first_step=pipeline.first_step(steps, unit.strength) if seat.inputs.has_start else None,
             timestep_options=pipeline.timestep_options(steps, unit.height, unit.width),
         )
         seat.conditioning, seat.form, warnings = pipeline.encode(unit, seat.inputs)
@@ -56,7 +56,10 @@ class Runs:
         histories = self._histories[seat.key]
         seat.generator = torch.Generator("cpu").manual_seed(seat.unit.seed)
         histories.begin(seat.slot, self._first_latents(pipeline, seat, histories.shape))
-        seat.noise = None
+        seat.noise = NoiseSource(seat.schedule, seat.generator, histories.shape, seed=seat.unit.seed)
+        seat.own_steps = None
+        if seat.schedule.weights is None:
+            seat.own_steps = OwnSteps(seat.schedule, histories.shape, seed=seat.unit.seed)
         seat.call = 0
         seat.calls = len(seat.schedule)
 
@@ -88,14 +91,23 @@ class Runs:
                 guided=key.guided,
                 batch_shape=batch_shape,
             )
-        # The forward has succeeded; only now does anything change. Noise stays with the seat until the whole call has
-        # succeeded, so that a repetition does not draw again.
+        # The forward has succeeded; only now does anything change. Own steps and noise of the latest call are kept, so
+        # that a repetition neither steps nor draws again.
+        for place, seat in enumerate(seats):
+            if seat.own_steps is not None:
+                before = histories.current([seat.slot], [seat.call])
+                after = seat.own_steps.step(seat.call, predictions[place : place + 1], before, seat.generator)
+                histories.put([seat.slot], [seat.call + 1], after)
+        tabled = [place for place, seat in enumerate(seats) if seat.own_steps is None]
+        if tabled:
+            histories.advance(
+                [slots[place] for place in tabled],
+                [calls[place] for place in tabled],
+                [seats[place].schedule for place in tabled],
+                predictions[tabled] if len(tabled) < len(seats) else predictions,
+                [seats[place].noise.draw(calls[place]) for place in tabled],
+            )
         for seat in seats:
-            if seat.schedule.draws_noise[seat.call] and seat.noise is None:
-                seat.noise = draw_noise(seat.generator, histories.shape)
-        histories.advance(slots, calls, [seat.schedule for seat in seats], predictions, [seat.noise for seat in seats])
-        for seat in seats:
-            seat.noise = None
             seat.call += 1
 
     def hand_over(self, pipeline: Pipeline, seat: Seat, following: Unit, upscaler: str) -> Inputs:

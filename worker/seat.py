@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from farm.jobs import Unit
     from farm.prompts import Lora
-    from worker.sampling import Schedule
+    from worker.sampling import NoiseSource, OwnSteps, Schedule
 
 
 class UnitCancelled(FarmError):
@@ -132,7 +132,8 @@ class Seat:
     generator: torch.Generator = field(init=False, repr=False)
     conditioning: object = field(default=None, repr=False)
     form: Hashable = None
-    noise: torch.Tensor | None = None  # drawn for the coming call, kept until that call has succeeded
+    noise: NoiseSource = field(init=False, repr=False)
+    own_steps: OwnSteps | None = field(default=None, repr=False)  # where the schedule is no table
     call: int = 0  # model calls made
     calls: int = 0  # and to make in all; 0 before the run has begun
     reruns: int = 0
