@@ -5,12 +5,13 @@ A family adds its text encoders and its denoiser: `encode` and `predict` (worker
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from farm.errors import RenderFailed
+from worker.lora import LoraLibrary, LoraPatch
 from worker.pipelines.vae import ImageCoder
 from worker.sampling import TimestepOptions
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from farm.catalog import Family
     from farm.jobs import Unit
     from farm.prompts import Lora
 
@@ -29,6 +31,7 @@ class Loaded:
     name: str  # in the catalog
     parts: Mapping[str, Any]  # by diffusers' names: tokenizer, text_encoder, unet, vae, …; on the device
     scheduler_config: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)  # the pipeline's own settings in model_index.json
     model_hash: str  # sha256 of the weights, hex
     device: torch.device
     device_name: str
@@ -36,10 +39,13 @@ class Loaded:
     max_batch: int | None = None
     max_sequence_length: int = 512  # tokens of T5
     embeddings_dir: Path | None = None  # where textual inversions lie
+    loras: LoraLibrary | None = None
 
 
 class LatentModel:
     """One latent diffusion model on one device."""
+
+    family: ClassVar[Family]
 
     component_types: ClassVar[Mapping[str, Any]]
     """The class of every part, by diffusers' name for it: what a loader must bring."""
@@ -55,6 +61,10 @@ class LatentModel:
         self.dtype = loaded.dtype
         self.max_batch = loaded.max_batch
         self.scheduler_config: Mapping[str, Any] = loaded.scheduler_config
+        adaptable = {
+            name: part for name, part in loaded.parts.items() if isinstance(part, torch.nn.Module) and name != "vae"
+        }
+        self._patch = None if loaded.loras is None else LoraPatch(loaded.loras, self.family, adaptable)
         self.coder = ImageCoder(loaded.parts["vae"], device=loaded.device)
 
     def timestep_options(self, _num_inference_steps: int, _height: int, _width: int) -> TimestepOptions:
@@ -70,9 +80,21 @@ class LatentModel:
         return self.coder.latent_shape(height, width)
 
     def adapt(self, loras: tuple[Lora, ...]) -> None:
-        """Refuse LoRAs."""
-        if loras:
-            raise RenderFailed(f"{self.name} takes no LoRAs")
+        """Put exactly these LoRAs into the weights; raises RenderFailed with none in them."""
+        if self._patch is not None:
+            self._patch.apply(loras)
+        elif loras:
+            raise RenderFailed(f"this worker has no LoRAs, {loras[0].name!r} was asked for")
+
+    @property
+    def lora_hashes(self) -> Mapping[str, str]:
+        """The sha256 of each LoRA that is in the weights now, by name."""
+        return {} if self._patch is None else self._patch.hashes
+
+    @property
+    def text_adapters(self) -> tuple[Lora, ...]:
+        """The LoRAs that change what words become at the moment: a part of any key that embeddings are kept under."""
+        return () if self._patch is None else self._patch.text_key
 
     def encode_ahead(self, units: Sequence[Unit]) -> None:
         """Do nothing: the text encoders are at hand."""

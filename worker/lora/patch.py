@@ -1,0 +1,109 @@
+"""LoRAs in a model's weights: added in place when a lane asks for them, and taken out to the last bit.
+
+The matrices are multiplied out and added once per change, so that a step costs what it costs without them, and
+captured graphs stay valid. What was there before is kept on the CPU and copied back: subtracting would leave rounding
+behind, and an image must not depend on who was rendered before.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from farm.errors import RenderFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from farm.catalog import Family
+    from farm.prompts import Lora
+    from worker.lora.files import LoraLayer, LoraLibrary, LoraWeights
+
+_DENOISERS: Final = ("unet", "transformer")
+
+
+class LoraPatch:
+    """The LoRAs that are in one model's weights at the moment."""
+
+    def __init__(self, library: LoraLibrary, family: Family, parts: Mapping[str, Any]) -> None:
+        """Watch over `parts`: the denoiser and the text encoders, by diffusers' names."""
+        self._library = library
+        self._family = family
+        self._parts = parts
+        self._denoiser_config = next(parts[name].config for name in _DENOISERS if name in parts)
+        self._before: dict[tuple[str, str], torch.Tensor] = {}  # weights as they were, by part and module
+        self.current: tuple[Lora, ...] = ()
+        self.hashes: dict[str, str] = {}  # sha256 by name, of the current ones
+        self.text_key: tuple[Lora, ...] = ()  # those of the current ones that change what words become
+
+    def apply(self, loras: tuple[Lora, ...]) -> None:
+        """Put exactly `loras` into the weights.
+
+        Raises RenderFailed, naming the LoRA and the reason, with no LoRA in the weights.
+        """
+        if loras == self.current:
+            return
+        self._restore()
+        weights = [(lora, self._library.get(lora.name, self._family, self._denoiser_config)) for lora in loras]
+        for lora, file in weights:
+            self._check(lora, file)
+        try:
+            for lora, file in weights:
+                self._add(lora, file)
+        except BaseException:
+            self._restore()
+            raise
+        self.current = loras
+        self.hashes = {lora.name: file.sha256 for lora, file in weights}
+        self.text_key = tuple(lora for lora, file in weights if any(part not in _DENOISERS for part in file.layers))
+
+    def _check(self, lora: Lora, file: LoraWeights) -> None:
+        """Raise RenderFailed unless every layer of `file` fits a module of this model."""
+        for part, layers in file.layers.items():
+            if part not in self._parts:
+                raise RenderFailed(f"LoRA {lora.name!r} changes a {part}, which this model does not have")
+            for name, layer in layers.items():
+                weight = self._module(lora, part, name).weight
+                shape = (layer.up.shape[0], *layer.down.shape[1:])
+                if tuple(weight.shape) != shape:
+                    raise RenderFailed(
+                        f"LoRA {lora.name!r} is for another model: its {part}.{name} is {list(shape)}, "
+                        f"this model's {list(weight.shape)}"
+                    )
+
+    def _add(self, lora: Lora, file: LoraWeights) -> None:
+        for part, layers in file.layers.items():
+            for name, layer in layers.items():
+                weight = self._module(lora, part, name).weight
+                # A later LoRA of the same module finds the first one's sum there; the oldest state is what counts.
+                self._before.setdefault((part, name), weight.detach().to("cpu", copy=True))
+                total = weight.to(torch.float32) + _product(layer, weight.device) * (lora.weight * layer.scale)
+                weight.copy_(total)
+
+    def _restore(self) -> None:
+        for (part, name), before in self._before.items():
+            self._find(part, name).weight.copy_(before)
+        self._before.clear()
+        self.current = self.text_key = ()
+        self.hashes = {}
+
+    def _module(self, lora: Lora, part: str, name: str) -> Any:
+        try:
+            return self._find(part, name)
+        except AttributeError as error:
+            raise RenderFailed(f"LoRA {lora.name!r} is for another model: there is no {part}.{name} here") from error
+
+    def _find(self, part: str, name: str) -> Any:
+        """Return a module. Older files know CLIP's layers under `text_model`, which newer libraries dropped."""
+        with suppress(AttributeError):
+            return self._parts[part].get_submodule(name)
+        return self._parts[part].get_submodule(name.removeprefix("text_model."))
+
+
+def _product(layer: LoraLayer, device: torch.device) -> torch.Tensor:
+    """Return up @ down in float32, in the shape of the module's weight."""
+    up = layer.up.to(device, torch.float32).flatten(1)
+    down = layer.down.to(device, torch.float32)
+    return (up @ down.flatten(1)).view(up.shape[0], *down.shape[1:])
