@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, Final
 
 from fastapi import Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from api.field_errors import FieldError, echo, nul_in
@@ -24,6 +25,7 @@ from farm.jobs import JobSpec, PromptSpec
 _JSON_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)  # possessive: never backtracks
 _MAX_EXCERPT_BYTES: Final = 100
 _MAX_FIELDS: Final = 64  # of one object; far more than any has, few enough to list what is wrong with them
+_MAX_DEPTH: Final = 2  # a LoRA lies in a list in a prompt
 
 
 async def read_body(request: Request, *, max_bytes: int) -> bytes:
@@ -70,8 +72,7 @@ def _check_density(body: bytes, *, max_prompts: int) -> None:
 
     Sixteen megabytes of `[],[],…` would take seconds to build and to drop, with the whole process waiting.
     """
-    # Of an object with every field: a comma for each, its brace, its own comma. Twice that, to explain small excess.
-    limit = 2 * max_prompts * (len(PromptSpec.model_fields) + 1) + 4 * _MAX_FIELDS
+    limit = max_prompts * _PARTS_OF_PROMPT + _PARTS_OF_JOB + 4 * _MAX_FIELDS  # the last, to explain small excess
 
     def num_parts(text: bytes) -> int:
         return sum(text.count(mark) for mark in (b",", b"[", b"{"))
@@ -81,6 +82,29 @@ def _check_density(body: bytes, *, max_prompts: int) -> None:
         message = f"has more parts than a job of {max_prompts:,} prompts can have; split the batch"
         found = FieldError(field="body", value=f"{len(body):,} bytes", message=message, choices=[f"{limit} or fewer"])
         raise HttpProblem(INVALID_REQUEST, f"the body {message}", errors=[found])
+
+
+def _max_parts(schema: dict[str, Any], definitions: dict[str, Any]) -> int:
+    """Return how many commas and opening brackets the longest document of a JSON schema has, its own comma included."""
+    if "$ref" in schema:
+        return _max_parts(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    branches = [_max_parts(branch, definitions) for branch in schema.get("anyOf", ())]
+    if schema.get("type") == "array" and "maxItems" in schema:
+        branches.append(2 + schema["maxItems"] * _max_parts(schema["items"], definitions))
+    elif "properties" in schema:
+        branches.append(2 + sum(_max_parts(field, definitions) for field in schema["properties"].values()))
+    elif schema.get("type") == "object":
+        branches.append(2 + schema.get("maxProperties", 0))
+    return max(branches, default=1)
+
+
+def _max_parts_of(model: type[BaseModel]) -> int:
+    schema = model.model_json_schema()
+    return _max_parts(schema, schema.get("$defs", {}))
+
+
+_PARTS_OF_PROMPT: Final = _max_parts_of(PromptSpec)
+_PARTS_OF_JOB: Final = _max_parts_of(JobSpec)  # with a single prompt
 
 
 def _check_headers(request: Request) -> None:
@@ -138,10 +162,30 @@ def _check_breadth(document: dict[str, Any], *, max_prompts: int) -> None:
             value=len(items),
             choices=[f"1 to {max_prompts}"],
         )
-    objects = [("", document), *((name, document.get(name)) for name in ("labels", "output"))]
-    objects += [(f"prompts.{position}", item) for position, item in enumerate(items)]
-    for path, value in objects:
-        if isinstance(value, dict) and len(value) > _MAX_FIELDS:
-            message = f"has {len(value):,} fields, more than any object here takes"
-            error = FieldError(field=path or None, value=len(value), message=message)
-            raise HttpProblem(INVALID_REQUEST, f"{path or 'the body'} {message}", errors=[error])
+    for path, value in _containers("", {name: part for name, part in document.items() if name != "prompts"}):
+        _check_num_fields(path, value)
+    for position, item in enumerate(items):
+        for path, value in _containers(f"prompts.{position}", item):
+            _check_num_fields(path, value)
+
+
+def _containers(path: str, value: object) -> Iterator[tuple[str, dict[str, Any] | list[Any]]]:
+    """Yield `value` and what it holds, as far as these are objects and lists that a job may have: three levels."""
+    waiting = [(path, value, 0)]
+    while waiting:
+        path, value, depth = waiting.pop()
+        if not isinstance(value, dict | list):
+            continue
+        yield path, value
+        if depth < _MAX_DEPTH:
+            below = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting += [(f"{path}.{name}".lstrip("."), part, depth + 1) for name, part in below]
+
+
+def _check_num_fields(path: str, value: dict[str, Any] | list[Any]) -> None:
+    if len(value) <= _MAX_FIELDS:
+        return
+    kind, holder = ("fields", "object") if isinstance(value, dict) else ("items", "list")
+    message = f"has {len(value):,} {kind}, more than any {holder} here takes"
+    error = FieldError(field=path or None, value=len(value), message=message)
+    raise HttpProblem(INVALID_REQUEST, f"{path or 'the body'} {message}", errors=[error])

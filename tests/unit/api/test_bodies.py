@@ -10,7 +10,7 @@ from api.bodies import _JSON_STRING, parse_job_spec
 from api.field_errors import echo, nul_in
 from api.problems import HttpProblem
 from farm.errors import Refused
-from farm.jobs import JobSpec, PromptSpec
+from farm.jobs import ControlNetSpec, HiresSpec, JobSpec, PromptSpec
 
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
@@ -88,6 +88,10 @@ def test_a_form_of_a_prompt_is_told_apart_from_the_other():
         {"model": "scenes", "prompts": ["a"], **{f"x{n}": n for n in range(100_000)}},
         {"model": "scenes", "prompts": ["a"], "labels": {f"x{n}": n for n in range(100_000)}},
         {"model": "scenes", "prompts": [{"prompt": "a", **{f"x{n}": n for n in range(100_000)}}]},
+        {"model": "scenes", "prompts": [{"prompt": "a", "loras": [{f"x{n}": n for n in range(100_000)}]}]},
+        {"model": "scenes", "prompts": [{"prompt": "a", "loras": [0] * 100_000}]},
+        {"model": "scenes", "prompts": ["a"], "controlnets": [{}] * 100_000},
+        {"model": "scenes", "prompts": ["a"], "hires": {f"x{n}": n for n in range(100_000)}},
         {"model": "scenes", "prompts": [0] * 100_000},
     ],
 )
@@ -103,8 +107,8 @@ def test_a_document_too_broad_to_be_explained_is_refused_whole(document):
     [
         b"[" + b"[]," * 300_000 + b"[]]",
         b'{"model": "scenes", "prompts": [' + b"{}," * 300_000 + b"{}]}",
-        b"{" + b",".join(b'"%d": 1' % n for n in range(300_000)) + b"}",
-        b'{"model": "scenes", "prompts": ["a"], "seed": [' + b"1," * 300_000 + b"1]}",
+        b"{" + b",".join(b'"%d": 1' % n for n in range(500_000)) + b"}",
+        b'{"model": "scenes", "prompts": ["a"], "seed": [' + b"1," * 500_000 + b"1]}",
     ],
 )
 def test_a_body_of_more_parts_than_any_job_is_refused_unparsed(body, monkeypatch):
@@ -120,9 +124,17 @@ def test_a_body_of_more_parts_than_any_job_is_refused_unparsed(body, monkeypatch
 def test_commas_and_brackets_in_prompts_are_no_parts(end):
     """The largest job of the most elaborate prompts is read."""
     every = {"negative_prompt": "d,e", "num_images_per_prompt": 1, "seed": 1, "num_inference_steps": 9, "width": 64}
-    every |= {"guidance_scale": 1.5, "scheduler": "euler", "height": 64}
+    every |= {"guidance_scale": 1.5, "scheduler": "euler", "height": 64, "true_cfg_scale": 2, "clip_skip": 1}
+    every |= {"image": "uploads/a,b.png", "mask_image": "uploads/[c].png", "strength": 0.5}
+    every["loras"] = [{"name": f"style {n}", "weight": 0.5} for n in range(16)]
+    control = {"model": "sd15-canny", "image": "uploads/{a}.png"}
+    control |= {"conditioning_scale": 1, "guidance_start": 0, "guidance_end": 0.5}
+    every["controlnets"] = [control] * 4
+    every["hires"] = {"scale": 2, "strength": 0.5, "num_inference_steps": 5, "upscaler": "latent"}
     prompts = [{"prompt": f"{n} [a], {{b}}, " * 20 + end + "x", **every} for n in range(3_000)]
     assert set(prompts[0]) == set(PromptSpec.model_fields)
+    assert set(control) == set(ControlNetSpec.model_fields)
+    assert set(every["hires"]) == set(HiresSpec.model_fields)
     spec = parse_job_spec(json.dumps({"model": "scenes", "prompts": prompts}).encode(), max_prompts=3_000)
     assert len(spec.prompts) == 3_000
 
