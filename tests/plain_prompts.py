@@ -16,22 +16,10 @@ def encode_plainly(
     tokenizer: Any, model: Any, sections: Sections, *, skip: int = 0, normalised: bool = True, num_chunks: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return states [1, 77 * chunks, width], `skip` layers left out, and the first chunk's pooled state."""
-    rows = [
-        [(token, weight) for text, weight in section for token in tokenizer.tokenize(text)] for section in sections
-    ]
-    chunks = []
-    for number, row in enumerate(rows):
-        rest = row
-        while len(rest) > 75:
-            end = 75
-            if rest[75][0] != ",</w>":
-                for place in range(55, 75):
-                    if rest[place][0] == ",</w>":
-                        end = place + 1
-            chunks.append(rest[:end])
-            rest = rest[end:]
-        if rest or number < len(rows) - 1 or not chunks:
-            chunks.append(rest)
+    rows = [[(token, weight) for text, weight in section for token in tokenizer.tokenize(text)] for section in sections]
+    chunks = [chunk for row in rows for chunk in _cut(row)]
+    if len(chunks) > 1 and not chunks[-1]:
+        chunks.pop()
     chunks += [[]] * (num_chunks - len(chunks))
 
     ids = torch.full((len(chunks), 77), tokenizer.pad_token_id)
@@ -52,3 +40,17 @@ def encode_plainly(
         states[number] = emphasised * (mean / emphasised.mean())
     pooled = output.text_embeds if "text_embeds" in output else output.pooler_output
     return states.reshape(1, -1, states.shape[-1]), pooled[:1]
+
+
+def _cut(row: list[tuple[str, float]]) -> list[list[tuple[str, float]]]:
+    """Cut after 75 tokens, or after the last comma among the 20 before unless what follows is a comma itself."""
+    chunks = []
+    while len(row) > 75:
+        end = 75
+        if row[75][0] != ",</w>":
+            for place in range(55, 75):
+                if row[place][0] == ",</w>":
+                    end = place + 1
+        chunks.append(row[:end])
+        row = row[end:]
+    return [*chunks, row]

@@ -32,7 +32,9 @@ def test_tags_name_loras(prompt, words, loras):
     assert extract_loras(prompt) == (words, tuple(Lora(*lora) for lora in loras))
 
 
-@pytest.mark.parametrize("prompt", ["", "a  cat ", "a < b > c", "<lor:x:1>", "<flora:x>", "lora:x:1", "<cat-toy> (x:1.2)"])
+@pytest.mark.parametrize(
+    "prompt", ["", "a  cat ", "a < b > c", "<lor:x:1>", "<flora:x>", "lora:x:1", "<cat-toy> (x:1.2)"]
+)
 def test_a_prompt_without_tags_is_left_alone(prompt):
     """Not even blanks change where there is no tag."""
     assert extract_loras(prompt) == (prompt, ())

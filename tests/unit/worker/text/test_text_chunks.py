@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,7 +65,7 @@ def test_vectors_of_one_embedding_stay_together(sizes):
             assert chunk.ids[place] == BOS
             found.append((vector, id(chunk), place))
     assert [vector for vector, _, _ in found] == [token.vector for group in groups for token in group if token.vector]
-    for (one, chunk, place), (other, next_chunk, next_place) in zip(found, found[1:], strict=False):
+    for (one, chunk, place), (other, next_chunk, next_place) in pairwise(found):
         if one[0] == other[0]:
             assert (next_chunk, next_place) == (chunk, place + 1)
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from plain_prompts import encode_plainly
 
 from farm.errors import RenderFailed
-from plain_prompts import encode_plainly
 from worker.text.clip import emphasise, encode_texts
 
 PLAIN = ["", "a red circle", "two squares, one blue: on the left", "x" * 75, "don't  stop\n\tnow !!"]
@@ -50,7 +50,9 @@ def text_model_inside(clip_l, monkeypatch):
 @pytest.mark.parametrize("negative", ["", "grey"])
 def test_plain_prompts_are_those_of_stable_diffusion(clip_l, prompt, negative):
     """Prompt and negative prompt have the bits of StableDiffusionPipeline.encode_prompt."""
-    expected = diffusers_sd(clip_l).encode_prompt(prompt, "cpu", 1, True, negative)
+    expected = diffusers_sd(clip_l).encode_prompt(
+        prompt, "cpu", 1, do_classifier_free_guidance=True, negative_prompt=negative
+    )
     texts = encode_texts([clip_l.clip], prompt, negative, layer="last")
     assert torch.equal(texts.prompt[0].states, expected[0])
     assert torch.equal(texts.negative[0].states, expected[1])
@@ -61,7 +63,9 @@ def test_plain_prompts_are_those_of_stable_diffusion(clip_l, prompt, negative):
 @pytest.mark.usefixtures("text_model_inside")
 def test_clip_skip_is_that_of_stable_diffusion(clip_l, clip_skip):
     """Layers are left out of the prompt and, as in diffusers, not of the negative prompt."""
-    expected = diffusers_sd(clip_l).encode_prompt("a red circle", "cpu", 1, True, "grey", clip_skip=clip_skip)
+    expected = diffusers_sd(clip_l).encode_prompt(
+        "a red circle", "cpu", 1, do_classifier_free_guidance=True, negative_prompt="grey", clip_skip=clip_skip
+    )
     texts = encode_texts([clip_l.clip], "a red circle", "grey", layer="last", clip_skip=clip_skip)
     assert torch.equal(texts.prompt[0].states, expected[0])
     assert torch.equal(texts.negative[0].states, expected[1])
@@ -71,7 +75,7 @@ def test_a_mask_is_used_where_the_config_asks_for_one(clip_l, monkeypatch):
     """A text encoder trained with a mask over its padding gets one, as from diffusers."""
     without = clip_l.encoder().encode("a red circle", layer="last").states
     monkeypatch.setattr(clip_l.model.config, "use_attention_mask", True, raising=False)
-    (expected, _) = diffusers_sd(clip_l).encode_prompt("a red circle", "cpu", 1, False)
+    (expected, _) = diffusers_sd(clip_l).encode_prompt("a red circle", "cpu", 1, do_classifier_free_guidance=False)
     states = clip_l.encoder().encode("a red circle", layer="last").states
     assert torch.equal(states, expected)
     assert not torch.equal(states, without)
@@ -92,9 +96,7 @@ def test_plain_prompts_are_those_of_sdxl(clip_l, clip_g, prompt, clip_skip):
         add_watermarker=False,
     )
     expected = pipeline.encode_prompt(prompt, device="cpu", negative_prompt="grey", clip_skip=clip_skip)
-    texts = encode_texts(
-        [clip_l.clip, clip_g.clip], prompt, "grey", layer="penultimate", clip_skip=clip_skip or 0
-    )
+    texts = encode_texts([clip_l.clip, clip_g.clip], prompt, "grey", layer="penultimate", clip_skip=clip_skip or 0)
     assert torch.equal(torch.cat([encoding.states for encoding in texts.prompt], -1), expected[0])
     assert torch.equal(torch.cat([encoding.states for encoding in texts.negative], -1), expected[1])
     assert torch.equal(texts.prompt[1].pooled, expected[2])
@@ -128,9 +130,7 @@ def test_marks_and_lengths_are_those_of_plain_loops(request, which, prompt, laye
     """Weights, BREAK and chunks give what a loop over all chunks gives, for either layer and either encoder."""
     kind = request.getfixturevalue(which)
     skip = clip_skip + (layer == "penultimate")
-    states, pooled = encode_plainly(
-        kind.tokenizer, kind.model, MARKED[prompt], skip=skip, normalised=layer == "last"
-    )
+    states, pooled = encode_plainly(kind.tokenizer, kind.model, MARKED[prompt], skip=skip, normalised=layer == "last")
     encoding = kind.clip.encode(prompt, layer=layer, clip_skip=clip_skip)
     assert encoding.states.shape == states.shape == (1, 77 * encoding.num_chunks, kind.model.config.hidden_size)
     torch.testing.assert_close(encoding.states, states, rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -55,9 +56,7 @@ LEAVES = st.one_of(WORDS.map(Leaf), ESCAPED.map(Leaf))
 TREES = st.lists(
     st.recursive(
         LEAVES,
-        lambda inner: st.builds(
-            Bracket, st.lists(inner, max_size=3), st.one_of(st.sampled_from(["(", "["]), NUMBERS)
-        ),
+        lambda inner: st.builds(Bracket, st.lists(inner, max_size=3), st.one_of(st.sampled_from(["(", "["]), NUMBERS)),
         max_leaves=12,
     ),
     max_size=5,
@@ -92,7 +91,7 @@ def test_no_text_is_an_error(prompt):
     assert sections
     for section in sections:
         assert all(piece.text and math.isfinite(piece.weight) and abs(piece.weight) <= MAX_WEIGHT for piece in section)
-        assert all(one.weight != other.weight for one, other in zip(section, section[1:], strict=False))
+        assert all(one.weight != other.weight for one, other in pairwise(section))
     rest = iter(prompt)
     assert all(letter in rest for letter, _ in letters_of(sections))
 
