@@ -126,6 +126,14 @@ class Pipeline(Protocol):
         """Decode one image's latents [1, *latent_shape] to pixels, uint8 [h, w, 3]."""
 
 
+def conv_layout(device: torch.device) -> torch.memory_format:
+    """Return how tensors that go through convolutions should lie on `device`.
+
+    Channels last runs on tensor cores without a transpose; CPUs gain nothing.
+    """
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
 def pad_rows(rows: torch.Tensor, num_rows: int | None) -> torch.Tensor:
     """Return `rows` [n, …] with its first row repeated at the end until there are `num_rows` (None: as they are)."""
     if num_rows is None or len(rows) == num_rows:

@@ -53,6 +53,9 @@ class LatentModel:
     denoiser: ClassVar[str] = "unet"
     """Which part is the denoiser."""
 
+    heeds_force_upcast: ClassVar[bool] = False
+    """Whether the VAE of this family overflows in fp16 unless its config says that it does not."""
+
     def __init__(self, loaded: Loaded) -> None:
         self.name = loaded.name
         self.model_hash = loaded.model_hash

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from worker.pipelines.base import conv_layout
 from worker.pipelines.pixels import to_pixels
 
 
@@ -20,8 +21,7 @@ class ImageCoder:
         self._shift: float = getattr(config, "shift_factor", None) or 0.0
         self._vae = vae
         self._device = device
-        # Convolutions run on tensor cores without a transpose in this layout; CPUs gain nothing.
-        self._layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self._layout = conv_layout(device)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return the shape of an image's latents; sizes in pixels."""

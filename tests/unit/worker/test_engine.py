@@ -497,7 +497,7 @@ def test_invariant_bytes_do_not_depend_on_company(tiny_pipeline, monkeypatch):
 
     def decode_unrounded(latents):
         """Return the float32 image as its bytes: rounding to 256 levels would hide most differences."""
-        return tiny_pipeline.decode_image(latents).permute(1, 2, 0).contiguous().view(torch.uint8)
+        return tiny_pipeline.coder.decode_image(latents).permute(1, 2, 0).contiguous().view(torch.uint8)
 
     monkeypatch.setattr(tiny_pipeline, "decode", decode_unrounded)
     chance = random.Random(5)  # noqa: S311 - makes up a test case

@@ -35,7 +35,7 @@ class Studio:
 
     def _decode(self, latents):
         """Decode, and keep the image before it is rounded; its pixels find it again."""
-        image = self.ours.decode_image(latents)
+        image = self.ours.coder.decode_image(latents)
         pixels = to_pixels(image)
         self.images[pixels.numpy().tobytes()] = image.permute(1, 2, 0)
         return pixels

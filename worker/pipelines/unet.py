@@ -1,0 +1,141 @@
+"""What the UNet families share: from encoded words on, SD 1.x, SD 2.x and SDXL are one computation.
+
+Owns the text encoders' set-up and the UNet's forward. What is made of a text, and what a UNet is told beside it, is
+each family's own (`encode`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+
+import torch
+from diffusers.models.embeddings import get_timestep_embedding
+
+from farm.errors import RenderFailed
+from worker.pipelines.base import conv_layout, guide, pack, pad_rows
+from worker.pipelines.latent import LatentModel, Loaded
+from worker.text.cache import EmbeddingCache
+from worker.text.clip import ClipText, EncodedTexts, Layer, encode_texts
+from worker.text.inversion import Inversions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from farm.jobs import Unit
+    from worker.pipelines.base import Ride
+
+_CACHE_BYTES: Final = 64 * 2**20
+"""For encoded prompts: 77 x 768 numbers for SD 1.x, 77 x 2048 for SDXL, so some hundreds of them in fp16."""
+
+
+class Words(NamedTuple):
+    """One text as a UNet takes it: `encoder_hidden_states` and `added_cond_kwargs`."""
+
+    states: torch.Tensor  # [1, 77 * chunks, width]
+    added: Mapping[str, torch.Tensor] = {}  # [1, …] each
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conditioning:
+    """What steers a unit's run; `negative` only when the unit is guided."""
+
+    prompt: Words
+    negative: Words | None
+
+
+class UnetModel(LatentModel):
+    """One model with a UNet2DConditionModel."""
+
+    text_encoders: ClassVar[Mapping[str, str]] = {"clip_l": "text_encoder"}
+    """Which part is which encoder, by the encoders' names in worker/text."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        super().__init__(loaded)
+        self._unet = loaded.parts["unet"]
+        channels = self._unet.config.in_channels
+        if channels != self.coder.channels:
+            raise ValueError(
+                f"its UNet takes {channels} channels; only UNets of the {self.coder.channels} that its VAE makes are"
+                " supported"
+            )
+        # UNets that LCM distilled take the guidance scale as an input, of so many numbers.
+        self._guidance_dim: int | None = self._unet.config.time_cond_proj_dim
+        self._layout = conv_layout(loaded.device)
+        self._clips = self._clip_texts(loaded)
+
+    def _clip_texts(self, loaded: Loaded) -> list[ClipText]:
+        models = {name: loaded.parts[part] for name, part in self.text_encoders.items()}
+        inversions = None
+        if loaded.embeddings_dir:
+            widths = {name: model.config.hidden_size for name, model in models.items()}
+            inversions = Inversions(loaded.embeddings_dir, widths)
+        cache = EmbeddingCache(_CACHE_BYTES)
+        return [
+            ClipText(
+                loaded.parts[self.text_encoders[name].replace("text_encoder", "tokenizer")],
+                model,
+                device=loaded.device,
+                cache=cache,
+                part=name,
+                inversions=inversions,
+            )
+            for name, model in models.items()
+        ]
+
+    def encode_texts(self, unit: Unit, negative_prompt: str | None, *, layer: Layer) -> EncodedTexts:
+        """Encode the prompt of `unit` and, where it is guided, `negative_prompt` by each text encoder.
+
+        Raises RenderFailed when a unit is guided whose UNet takes the guidance scale as an input.
+        """
+        if unit.guided and self._guidance_dim is not None:
+            raise RenderFailed(f"{self.name} takes guidance_scale as an input; its row must say guidance: embedded")
+        return encode_texts(
+            self._clips,
+            unit.prompt,
+            negative_prompt if unit.guided else None,
+            layer=layer,
+            clip_skip=unit.clip_skip,
+            adapters=unit.loras,
+        )
+
+    def predict(
+        self, latents: torch.Tensor, rides: Sequence[Ride], *, guided: bool, batch_shape: int | None
+    ) -> torch.Tensor:
+        """Run the UNet once: rows [negative of all seats, prompt of all seats] when guided, else [prompt of all]."""
+        latents = pad_rows(latents.to(self.dtype), batch_shape)
+        timesteps = pad_rows(pack([ride.timestep for ride in rides], self.device), batch_shape)
+        words = _stack([ride.conditioning.prompt for ride in rides], batch_shape)
+        if guided:
+            words = _stack([_stack([ride.conditioning.negative for ride in rides], batch_shape), words])
+            latents = torch.cat([latents, latents])
+            timesteps = torch.cat([timesteps, timesteps])
+        output: torch.Tensor = self._unet(
+            latents.contiguous(memory_format=self._layout),
+            timesteps,
+            encoder_hidden_states=words.states,
+            timestep_cond=self._embed_guidance(rides, batch_shape),
+            added_cond_kwargs=words.added or None,
+            return_dict=False,
+        )[0]
+        if not guided:
+            return output[: len(rides)].float()
+        without, toward = output.chunk(2)
+        return guide(without, toward, rides)
+
+    def _embed_guidance(self, rides: Sequence[Ride], batch_shape: int | None) -> torch.Tensor | None:
+        """Return the guidance scales as a distilled UNet takes them, [rows, dim]; None for other UNets."""
+        if self._guidance_dim is None:
+            return None
+        scales = pack([ride.cfg_scale - 1 for ride in rides], self.device)
+        embedding = get_timestep_embedding(scales * 1000, self._guidance_dim)
+        return pad_rows(embedding.to(self.dtype), batch_shape)
+
+
+def _stack(rows: Sequence[Words], num_rows: int | None = None) -> Words:
+    """Join `rows`, which have the same additions, to one with a batch dimension; padded as in `pad_rows`."""
+    return Words(
+        pad_rows(torch.cat([row.states for row in rows]), num_rows),
+        {name: pad_rows(torch.cat([row.added[name] for row in rows]), num_rows) for name in rows[0].added},
+    )
