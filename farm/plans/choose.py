@@ -45,6 +45,7 @@ def plan_for_row(
     guided: bool | None = None,
     batch: int = 1,
     allow_lossy: bool = True,
+    can_load_4bit: bool = True,
     extra_bytes: int = 0,
     device_kind: DeviceKind = "cuda",
 ) -> Plan:
@@ -65,6 +66,7 @@ def plan_for_row(
             num_t5_tokens=row.max_sequence_length,
             is_vae_fp16_safe=row.family != "sdxl" or row.vae is not None,
             allow_lossy=allow_lossy and row.allow_lossy,
+            can_load_4bit=can_load_4bit,
             extra_bytes=extra_bytes,
             device_kind=device_kind,
         )
@@ -86,14 +88,15 @@ def plan_for(
     num_t5_tokens: int = 512,
     is_vae_fp16_safe: bool = True,
     allow_lossy: bool = True,
+    can_load_4bit: bool = True,
     extra_bytes: int = 0,
     device_kind: DeviceKind = "cuda",
 ) -> Plan:
     """Return the fastest and most exact plan that fits into `vram_bytes` with a margin, for `batch` seats.
 
     `guided` images take two rows of a forward. A VAE that is not `is_vae_fp16_safe` gets bf16, never silent float32.
-    `extra_bytes` are weights beside the model's own (LoRAs, ControlNets). On a CPU `vram_bytes` is RAM, and everything
-    is resident in float32. Raises NoPlan, with the numbers.
+    `extra_bytes` are weights beside the model's own (LoRAs, ControlNets). Four bits need a worker that `can_load_4bit`.
+    On a CPU `vram_bytes` is RAM, and everything is resident in float32. Raises NoPlan, with the numbers.
     """
     if min(width, height, batch, vram_bytes) <= 0:
         raise ValueError(f"sizes must be positive: {width}x{height}, batch {batch}, {vram_bytes} bytes")
@@ -109,7 +112,11 @@ def plan_for(
         extra_bytes=extra_bytes,
         device_kind=device_kind,
     )
-    layouts = [layout for layout in _ladder(request) if allow_lossy or not layout.is_lossy]
+    layouts = [
+        layout
+        for layout in _ladder(request)
+        if (allow_lossy or not layout.is_lossy) and (can_load_4bit or layout.denoiser is not Precision.NF4)
+    ]
     plans = [lay_out(request, layout, vram_bytes=vram_bytes) for layout in layouts]
     for plan in plans:
         if plan.headroom_bytes >= plan.margin_bytes:

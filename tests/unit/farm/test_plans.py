@@ -379,6 +379,14 @@ def test_lossy_plans_are_declared_and_can_be_forbidden(tmp_path):
     assert plan("flux-dev", 80, tmp_path).approximations == ()
 
 
+def test_a_worker_without_bitsandbytes_gets_no_four_bits(tmp_path):
+    """The next layout is taken instead, which on 12 GiB streams the transformer."""
+    assert plan("flux-dev", 12, tmp_path).component("transformer").storage is Precision.NF4
+    found = plan("flux-dev", 12, tmp_path, can_load_4bit=False)
+    assert found.component("transformer").where is Where.STREAMED
+    assert not found.is_lossy
+
+
 def test_tiles_are_declared(tmp_path):
     """SDXL at 1536 x 1536 on 8 GiB decodes in tiles, which the plan names though no weight is lossy."""
     found = plan("sdxl", 8, tmp_path, width=1536, height=1536)
