@@ -55,7 +55,7 @@ class Runs:
         """Set a run to its start: a fresh generator, and from it all that is drawn, in the order of diffusers."""
         histories = self._histories[seat.key]
         seat.generator = torch.Generator("cpu").manual_seed(seat.unit.seed)
-        histories.begin(seat.slot, self._first_latents(pipeline, seat, histories.shape))
+        histories.begin(seat.slot, self._first_latents(pipeline, seat, histories.shape), seat.schedule)
         seat.noise = NoiseSource(seat.schedule, seat.generator, histories.shape, seed=seat.unit.seed)
         seat.own_steps = None
         if seat.schedule.weights is None:

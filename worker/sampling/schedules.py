@@ -31,6 +31,15 @@ NUM_WEIGHTS: Final = 2 * DEPTH + 1
 NOISE: Final = NUM_WEIGHTS - 1
 """The place of the noise's weight, behind those of the latents and those of the predictions."""
 
+LATENT_COLUMNS: Final = (0, 2, 5, 7)
+"""Where Histories keeps the last latents of a run; each is followed by the prediction made from it."""
+
+NOISE_COLUMN: Final = 4
+NUM_SHALLOW_COLUMNS: Final = 5
+"""Columns of runs that look back on one call at most: two latents, two predictions and the noise."""
+
+NUM_COLUMNS: Final = NUM_WEIGHTS
+
 MAX_RESIDUAL: Final = 1e-6
 """Largest error of a table, relative to the latents. Schedulers that compute in float32 leave some 1e-7."""
 
@@ -77,17 +86,28 @@ class Schedule:
         return len(self.timesteps)
 
     @cached_property
-    def ring_weights(self) -> NDArray[np.float32]:
-        """Return the weights by place in a ring: [4, calls, 9], the first index is where the ring holds x[call]."""
+    def is_shallow(self) -> bool:
+        """Return whether no call looks back further than on the call before it; so do all but a few samplers."""
+        return self.weights is None or not self.weights[:, [2, 3, DEPTH + 2, DEPTH + 3]].any()
+
+    @property
+    def ring(self) -> int:
+        """Return how many latents, and as many predictions, a run must keep."""
+        return 2 if self.is_shallow else DEPTH
+
+    @cached_property
+    def column_weights(self) -> NDArray[np.float32]:
+        """Return the weights as they stand in Histories' columns, [calls, 9]."""
         if self.weights is None:
             raise ValueError(f"{self.spec} has no table")
-        ring = np.empty((DEPTH, *self.weights.shape), dtype=np.float32)
-        for position in range(DEPTH):
-            places = [(position - age) % DEPTH for age in range(DEPTH)]
-            ring[position][:, places] = self.weights[:, :DEPTH]
-            ring[position][:, [DEPTH + place for place in places]] = self.weights[:, DEPTH:NOISE]
-            ring[position][:, NOISE] = self.weights[:, NOISE]
-        return ring
+        placed = np.zeros((len(self), NUM_COLUMNS), dtype=np.float32)
+        placed[:, NOISE_COLUMN] = self.weights[:, NOISE]
+        calls = np.arange(len(self))
+        for age in range(self.ring):
+            columns = np.array(LATENT_COLUMNS)[(calls - age) % self.ring]
+            placed[calls, columns] = self.weights[:, age]
+            placed[calls, columns + 1] = self.weights[:, DEPTH + age]
+        return placed
 
 
 def schedule_for(
