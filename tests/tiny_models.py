@@ -7,64 +7,132 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from farm.catalog import ModelRow
 from farm.jobs import Output, Reproducibility, Unit
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 SIZE_PX = 16
 """Native size: latents of 8 x 8, as the VAE has two levels."""
 
 _WIDTH = 16
+_PROJECTED = 8  # numbers of a projected pooled state
+
+_SD_OPTIONS = {
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+}
 
 
 def save_tiny_sd15(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
     """Save a random SD 1.5 to `folder` and return the folder; the same seed gives the same files."""
     torch.manual_seed(seed)
-    _tokenizer().save_pretrained(folder / "tokenizer")
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(_vocabulary()),
-            hidden_size=_WIDTH,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=77,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
-    )
-    unet = UNet2DConditionModel(
-        sample_size=SIZE_PX // 2,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=_WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
-        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=SIZE_PX,
-    )
-    for name, part in (("text_encoder", text_encoder), ("unet", unet), ("vae", vae)):
-        part.save_pretrained(folder / name, safe_serialization=True)
+    parts = {"text_encoder": _text_encoder(), "unet": _unet(), "vae": _vae(), "tokenizer": _tokenizer()}
+    return _save(folder, "StableDiffusionPipeline", parts, prediction_type, _SD_OPTIONS)
+
+
+def save_tiny_sd21(folder: Path, *, seed: int = 0) -> Path:
+    """Save a random SD 2.1: it predicts velocity, hides the padding, and has heads of one width at every level."""
+    torch.manual_seed(seed)
+    parts = {
+        "text_encoder": _text_encoder(hidden_act="gelu", projection_dim=8, use_attention_mask=True),
+        "unet": _unet(attention_head_dim=(1, 2), use_linear_projection=True),
+        "vae": _vae(),
+        "tokenizer": _tokenizer(pad_token="!"),
+    }
+    return _save(folder, "StableDiffusionPipeline", parts, "v_prediction", _SD_OPTIONS)
+
+
+def save_tiny_sdxl(folder: Path, *, force_zeros: bool = True, seed: int = 0, **unet: object) -> Path:
+    """Save a random SDXL; more of the UNet's config may be given."""
+    torch.manual_seed(seed)
+    wide = 24
+    parts = {
+        "text_encoder": _text_encoder(),
+        "text_encoder_2": _text_encoder(
+            CLIPTextModelWithProjection, hidden_size=wide, hidden_act="gelu", projection_dim=_PROJECTED
+        ),
+        "unet": _unet(
+            cross_attention_dim=_WIDTH + wide,
+            attention_head_dim=(1, 2),
+            transformer_layers_per_block=(1, 2),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=6 * 4 + _PROJECTED,
+            **unet,
+        ),
+        "vae": _vae(scaling_factor=0.13025),
+        "tokenizer": _tokenizer(),
+        "tokenizer_2": _tokenizer(pad_token="!"),
+    }
+    options = {"image_encoder": [None, None], "feature_extractor": [None, None]}
+    options |= {"force_zeros_for_empty_prompt": force_zeros, "add_watermarker": None}
+    return _save(folder, "StableDiffusionXLPipeline", parts, "epsilon", options)
+
+
+def _text_encoder(cls: Any = CLIPTextModel, **config: Any) -> Any:
+    common = {
+        "vocab_size": len(_vocabulary()),
+        "hidden_size": _WIDTH,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 77,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+    }
+    return cls(CLIPTextConfig(**common | config))
+
+
+def _unet(**config: Any) -> UNet2DConditionModel:
+    common = {
+        "sample_size": SIZE_PX // 2,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": _WIDTH,
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+    }
+    return UNet2DConditionModel(**common | config)
+
+
+def _vae(**config: Any) -> AutoencoderKL:
+    common = {
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        "up_block_types": ("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "sample_size": SIZE_PX,
+    }
+    return AutoencoderKL(**common | config)
+
+
+def _save(
+    folder: Path, pipeline: str, parts: Mapping[str, Any], prediction_type: str, options: Mapping[str, object]
+) -> Path:
+    """Save `parts` as the folder of a diffusers pipeline, with the scheduler of Stable Diffusion 1.5."""
+    index = {"_class_name": pipeline, "scheduler": ["diffusers", "PNDMScheduler"], **options}
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+        index[name] = [type(part).__module__.split(".")[0], type(part).__name__]
     config = {
         "_class_name": "PNDMScheduler",
         "num_train_timesteps": 1000,
@@ -76,18 +144,6 @@ def save_tiny_sd15(folder: Path, *, prediction_type: str = "epsilon", seed: int 
         "skip_prk_steps": True,
         "steps_offset": 1,
         "prediction_type": prediction_type,
-    }
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "scheduler": ["diffusers", "PNDMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
     }
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config), "utf-8")
@@ -130,5 +186,6 @@ def _vocabulary() -> dict[str, int]:
     return {token: number for number, token in enumerate(tokens)}
 
 
-def _tokenizer() -> CLIPTokenizer:
+def clip_tokenizer() -> CLIPTokenizer:
+    """Return a CLIP tokenizer of letters."""
     return CLIPTokenizer(vocab=_vocabulary(), merges=[], model_max_length=77)

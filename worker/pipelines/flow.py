@@ -1,0 +1,125 @@
+"""What the flow-matching families have in common: a transformer over patches of latents, steered by text and its pool.
+
+Owns rows, padding and guidance of their forwards, the shift of their schedules with the size of the image, and where
+img2img begins. A family adds its text encoders and the one call of its transformer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Final
+
+import torch
+
+from farm.errors import RenderFailed
+from worker.pipelines.base import guide, pack, pad_rows
+from worker.pipelines.latent import LatentModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from worker.pipelines.base import Ride
+    from worker.text.clip import ClipEncoding
+    from worker.text.t5 import T5Encoding
+
+PATCH: Final = 2
+"""Latents on a side of what the transformer sees as one token."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Text:
+    """What the transformer reads of a text: `states` [1, tokens, width] and `pooled` [1, dim]."""
+
+    states: torch.Tensor
+    pooled: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conditioning:
+    """A unit's texts; `negative` only when the unit is guided. `guidance_scale` is for models that take it as input."""
+
+    prompt: Text
+    negative: Text | None
+    guidance_scale: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """A forward's rows: `latents` [rows, c, h/8, w/8], one number each of `timesteps` and `guidance_scales`, texts."""
+
+    latents: torch.Tensor
+    timesteps: torch.Tensor  # float32
+    guidance_scales: torch.Tensor  # float32
+    states: torch.Tensor
+    pooled: torch.Tensor
+
+
+class FlowModel(LatentModel, ABC):
+    """One flow-matching model on one device."""
+
+    denoiser: ClassVar[str] = "transformer"
+
+    max_shift: ClassVar[float]
+    """The shift at the largest image, where the scheduler's config does not say."""
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """Return (channels, h/8, w/8); raises RenderFailed where the sides are no whole number of patches."""
+        step = self.coder.factor * PATCH
+        if height % step or width % step:
+            raise RenderFailed(f"{self.name} makes images whose sides are multiples of {step}, not {width}x{height}")
+        return self.coder.latent_shape(height, width)
+
+    def first_step(self, num_inference_steps: int, strength: float) -> int:
+        """Return where a run from a picture begins, rounded as diffusers' img2img pipelines for flow models do."""
+        return int(num_inference_steps - min(num_inference_steps * strength, num_inference_steps))
+
+    def predict(
+        self, latents: torch.Tensor, rides: Sequence[Ride], *, guided: bool, batch_shape: int | None
+    ) -> torch.Tensor:
+        """Run the transformer once: rows [negative of all seats, prompt of all seats] when guided, else [prompts]."""
+        conditionings: list[Conditioning] = [ride.conditioning for ride in rides]
+        sides = [[conditioning.prompt for conditioning in conditionings]]
+        if guided:
+            sides.insert(0, [conditioning.negative for conditioning in conditionings if conditioning.negative])
+
+        def rows(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+            """Return one side's rows for all sides, padded."""
+            return torch.cat([pad_rows(tensor, batch_shape) for tensor in tensors])
+
+        output = self._denoise(
+            Rows(
+                latents=rows([latents.to(self.dtype)] * len(sides)),
+                timesteps=rows([pack([ride.timestep for ride in rides], self.device)] * len(sides)),
+                guidance_scales=rows([pack([each.guidance_scale for each in conditionings], self.device)] * len(sides)),
+                states=rows(torch.cat([text.states for text in side]) for side in sides),
+                pooled=rows(torch.cat([text.pooled for text in side]) for side in sides),
+            )
+        )
+        if not guided:
+            return output[: len(rides)].float()
+        without, toward = output.chunk(2)
+        return guide(without, toward, rides)
+
+    @abstractmethod
+    def _denoise(self, rows: Rows) -> torch.Tensor:
+        """Return the transformer's prediction for every row, [rows, c, h/8, w/8]."""
+
+    def _mu(self, height: int, width: int) -> float | None:
+        """Return how far the schedule of an image of this size is shifted; None where the scheduler shifts all alike.
+
+        Linear in the number of tokens, through two points that the scheduler's config names.
+        """
+        config = self.scheduler_config
+        if not config.get("use_dynamic_shifting"):
+            return None
+        side_px = self.coder.factor * PATCH
+        fewest, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        least, greatest = config.get("base_shift", 0.5), config.get("max_shift", self.max_shift)
+        slope = (greatest - least) / (most - fewest)
+        return float((height // side_px) * (width // side_px) * slope + (least - slope * fewest))
+
+
+def remarks(field: str, encodings: Iterable[tuple[str, ClipEncoding | T5Encoding]]) -> list[str]:
+    """Return the warnings of one text, each with its encoder: what is cut for one may not be for another."""
+    return [f"{field}, as {name} reads it, {warning}" for name, encoding in encodings for warning in encoding.warnings]

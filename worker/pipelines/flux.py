@@ -1,0 +1,104 @@
+"""Flux.1 (schnell, dev): T5 and the pool of a CLIP, computing what diffusers' FluxPipeline computes.
+
+Latents are kept as the VAE has them, [16, h/8, w/8]; the transformer's patches exist within a forward only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+
+from worker.pipelines.base import Encoded
+from worker.pipelines.flow import PATCH, Conditioning, FlowModel, Rows, Text, remarks
+from worker.sampling import TimestepOptions
+from worker.text.cache import EmbeddingCache
+from worker.text.clip import ClipText
+from worker.text.t5 import T5Text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from farm.catalog import Family
+    from farm.jobs import Unit
+    from worker.pipelines.base import Inputs
+    from worker.pipelines.latent import Loaded
+
+_CACHE_BYTES: Final = 192 * 2**20
+"""For encoded prompts: 512 x 4096 numbers in 16 bits are 4 MiB each."""
+
+
+class FluxPipeline(FlowModel):
+    """One Flux.1 model on one device."""
+
+    family: ClassVar[Family] = "flux"
+    component_types: ClassVar[Mapping[str, Any]] = {
+        "tokenizer": CLIPTokenizer,
+        "text_encoder": CLIPTextModel,
+        "tokenizer_2": T5Tokenizer,
+        "text_encoder_2": T5EncoderModel,
+        "transformer": FluxTransformer2DModel,
+        "vae": AutoencoderKL,
+    }
+    max_shift: ClassVar[float] = 1.15
+
+    def __init__(self, loaded: Loaded) -> None:
+        super().__init__(loaded)
+        parts = loaded.parts
+        self._transformer = parts["transformer"]
+        channels = self._transformer.config.in_channels
+        if channels != self.coder.channels * PATCH**2:
+            raise ValueError(
+                f"its transformer takes {channels} channels; only text-to-image models of"
+                f" {self.coder.channels * PATCH**2} are supported"
+            )
+        self._takes_guidance: bool = self._transformer.config.guidance_embeds
+        self._max_sequence_length = loaded.max_sequence_length
+        cache = EmbeddingCache(_CACHE_BYTES)
+        self._clip = ClipText(parts["tokenizer"], parts["text_encoder"], device=self.device, cache=cache)
+        self._t5 = T5Text(parts["tokenizer_2"], parts["text_encoder_2"], device=self.device, cache=cache)
+
+    def timestep_options(self, num_inference_steps: int, height: int, width: int) -> TimestepOptions:
+        """Return even sigmas from 1 to 1/steps, and the shift that goes with the size."""
+        sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+        return TimestepOptions(sigmas=tuple(sigmas.tolist()), mu=self._mu(height, width))
+
+    def encode(self, unit: Unit, _inputs: Inputs) -> Encoded:
+        """Encode the prompt, and the negative one when the unit is guided."""
+        warnings: list[str] = []
+        if unit.clip_skip:
+            warnings.append("clip_skip is ignored: this model reads no states of CLIP")
+        prompt = self._encode("prompt", unit.prompt, warnings)
+        negative = self._encode("negative_prompt", unit.negative_prompt, warnings) if unit.guided else None
+        return Encoded(Conditioning(prompt, negative, unit.guidance_scale), warnings=tuple(warnings))
+
+    def _encode(self, field: str, text: str, warnings: list[str]) -> Text:
+        clip = self._clip.encode(text, layer="last", weighted=False, adapters=self.text_adapters)
+        t5 = self._t5.encode(text, max_sequence_length=self._max_sequence_length)
+        warnings += remarks(field, [("CLIP", clip), ("T5", t5)])
+        return Text(t5.states, clip.pooled)
+
+    def _denoise(self, rows: Rows) -> torch.Tensor:
+        height, width = rows.latents.shape[-2] // PATCH, rows.latents.shape[-1] // PATCH
+        output: torch.Tensor = self._transformer(
+            hidden_states=pixel_unshuffle(rows.latents, PATCH).flatten(2).transpose(1, 2),
+            # Rounded before it is divided, as in diffusers: at 16 bits the last digits of the image depend on it.
+            timestep=rows.timesteps.to(self.dtype) / 1000,
+            guidance=rows.guidance_scales if self._takes_guidance else None,
+            pooled_projections=rows.pooled,
+            encoder_hidden_states=rows.states,
+            txt_ids=torch.zeros(rows.states.shape[1], 3, device=self.device),
+            img_ids=_image_ids(height, width, self.device),
+            return_dict=False,
+        )[0]
+        return pixel_shuffle(output.transpose(1, 2).unflatten(2, (height, width)), PATCH)
+
+
+def _image_ids(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """Return where each patch is, [height * width, 3]: nothing, row, column."""
+    rows, columns = (torch.arange(side, device=device, dtype=torch.float32) for side in (height, width))
+    return pad(torch.cartesian_prod(rows, columns), (1, 0))
