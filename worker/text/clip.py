@@ -109,7 +109,8 @@ class ClipText:
         `clip_skip` leaves no layer.
         """
         reading = read(text, weighted=weighted, inversions=self._inversions)
-        key = (self._part, text, weighted, reading.versions, layer, clip_skip, adapters)
+        # Warnings belong to it too: a file that is of no use may come and go.
+        key = (self._part, text, weighted, reading.versions, reading.warnings, layer, clip_skip, adapters)
         encoding = self._cache.get(key, lambda: self._encode(reading, layer, clip_skip, weighted=weighted))
         missing = num_chunks - encoding.num_chunks
         if missing <= 0:

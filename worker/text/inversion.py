@@ -86,8 +86,8 @@ class Inversions:
         if self._listed and all(_mtime_ns(folder) == mtime for folder, mtime in self._listed.items()):
             return
         folders = [self._folder, *(path for path in self._folder.rglob("*") if path.is_dir())]
-        self._listed = {folder: _mtime_ns(folder) for folder in folders}
-        paths = sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir())
+        self._listed = {folder: _mtime_ns(folder) for folder in folders}  # before looking: what comes meanwhile is seen
+        paths = sorted(path for folder in folders for path in _children(folder))
         pickled = {path.stem: path for path in paths if path.suffix in _PICKLE_SUFFIXES}
         files = pickled | {path.stem: path for path in paths if path.suffix == _SAFE_SUFFIX}
         self._files = {stem.lower(): path for stem, path in files.items()} | files
@@ -131,6 +131,14 @@ class Inversions:
 
 def _say(widths: Mapping[str, int]) -> str:
     return " and ".join(f"{width} numbers per vector ({part})" for part, width in widths.items())
+
+
+def _children(folder: Path) -> list[Path]:
+    """Return what is in a folder; nothing if there is no such folder, or none that may be read."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _mtime_ns(path: Path) -> int:

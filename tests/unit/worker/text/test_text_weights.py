@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from worker.text.weights import MAX_WEIGHT, Piece, parse_weights
 
+PAGE = Path(__file__).parents[4] / "docs" / "prompts.md"
 WORDS = st.text("abc ,.-\n", min_size=1, max_size=8)
 ESCAPED = st.sampled_from("()[]\\")
 NUMBERS = st.sampled_from([".5", "0.9", "1", "1.25", "+1.3", "-0.5", "2.", "0"])
@@ -149,3 +152,13 @@ def test_break_ends_a_section(prompt, sections):
     assert [[piece.text for piece in section] for section in parsed] == sections
     weights = {piece.weight for section in parsed for piece in section}
     assert weights == {1.1 if "(" in prompt else 1.0}
+
+
+def test_the_page_for_users_says_what_is_so():
+    """Each row of the table in docs/prompts.md is what the parser makes of its prompt."""
+    rows = re.findall(r"^\| `(.+?)` \| (`.+) \|$", PAGE.read_text("utf-8"), re.MULTILINE)
+    assert len(rows) >= 8
+    for prompt, described in rows:
+        (section,) = parse_weights(prompt)
+        words = [f"`{text}`" + ("" if weight == 1 else f" × {round(weight, 3):g}") for text, weight in section]
+        assert " · ".join(words) == described, prompt
