@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import diffusers
-from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 from safetensors import SafetensorError, safe_open
 
 from farm.errors import RenderFailed
@@ -39,14 +38,11 @@ _CONVERTERS: Final[Mapping[str, str]] = {
 _CACHE_BYTES: Final = 2 * 2**30
 _DENOISERS: Final = ("unet", "transformer")
 _MATRIX: Final = re.compile(r"^(?P<module>.+?)\.lora_(?P<side>[AB])\.(?:[^.]+\.)?weight$")
-_ALPHA_END: Final = re.compile(r"(?:\.lora(?:_linear_layer)?)?(?:\.(?:down|up))?(?:\.weight)?\.alpha$")
-# Old names of a text encoder's layers stand in the alphas that kohya's files come with.
-_OLD_TEXT_NAMES: Final = {
-    "to_q_lora": "q_proj",
-    "to_k_lora": "k_proj",
-    "to_v_lora": "v_proj",
-    "to_out_lora": "out_proj",
-}
+_ALPHA_END: Final = re.compile(r"(?:\.lora_[AB]\.weight)?\.alpha$")
+# Names from before PEFT: to_q_lora.down, q_proj.lora_linear_layer.up, to_q.lora.down.
+_OLD_ATTENTION: Final = re.compile(r"\.to_(q|k|v|out)_lora\.")
+_OLD_SIDE: Final = re.compile(r"\.lora(?:_linear_layer)?\.(down|up)\.")
+_ATTENTION_LAYERS: Final = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -164,8 +160,8 @@ def _layers(
     parts = sorted({key.split(".", 1)[0] for key in state})
     return {
         part: _part_layers(
-            _to_peft(part, _under(state, part)),
-            {_module_of(name): float(alpha) for name, alpha in _under(alphas, part).items()},
+            {_to_peft(part, name): tensor for name, tensor in _under(state, part).items()},
+            {_ALPHA_END.sub("", _to_peft(part, name)): float(alpha) for name, alpha in _under(alphas, part).items()},
             _under(metadata, part),
         )
         for part in parts
@@ -177,23 +173,14 @@ def _under(mapping: Mapping[str, Any], part: str) -> dict[str, Any]:
     return {key.removeprefix(f"{part}."): value for key, value in mapping.items() if key.startswith(f"{part}.")}
 
 
-def _to_peft(part: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return `state` with PEFT's names: `<module>.lora_A.weight` and `<module>.lora_B.weight`."""
-    state = {key.replace(".processor.", "."): tensor for key, tensor in state.items()}
-    if all(_MATRIX.match(key) for key in state):
-        return state
-    converted: dict[str, torch.Tensor] = (
-        convert_unet_state_dict_to_peft(state)
-        if part in _DENOISERS
-        else convert_state_dict_to_peft(convert_state_dict_to_diffusers(state))
-    )
-    return converted
-
-
-def _module_of(alpha_name: str) -> str:
-    """Return the module that an alpha's name is about."""
-    path, _, leaf = _ALPHA_END.sub("", alpha_name.replace(".processor.", ".")).rpartition(".")
-    return f"{path}.{_OLD_TEXT_NAMES.get(leaf, leaf)}"
+def _to_peft(part: str, name: str) -> str:
+    """Return a matrix's or an alpha's name in PEFT's words: `<module>.lora_A.weight`, `<module>.alpha`."""
+    name = name.replace(".processor.", ".")
+    if part in _DENOISERS:
+        name = _OLD_ATTENTION.sub(lambda old: f".{_ATTENTION_LAYERS[old[1]]}.lora.", name)
+    else:
+        name = _OLD_ATTENTION.sub(r".\1_proj.lora.", name)
+    return _OLD_SIDE.sub(lambda old: ".lora_A." if old[1] == "down" else ".lora_B.", name)
 
 
 def _part_layers(
