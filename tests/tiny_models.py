@@ -37,7 +37,7 @@ _SD_OPTIONS = {
 def save_tiny_sd15(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
     """Save a random SD 1.5 to `folder` and return the folder; the same seed gives the same files."""
     torch.manual_seed(seed)
-    parts = {"text_encoder": _text_encoder(), "unet": _unet(), "vae": _vae(), "tokenizer": _tokenizer()}
+    parts = {"text_encoder": _text_encoder(), "unet": _unet(), "vae": _vae(), "tokenizer": clip_tokenizer()}
     return _save(folder, "StableDiffusionPipeline", parts, prediction_type, _SD_OPTIONS)
 
 
@@ -48,7 +48,7 @@ def save_tiny_sd21(folder: Path, *, seed: int = 0) -> Path:
         "text_encoder": _text_encoder(hidden_act="gelu", projection_dim=8, use_attention_mask=True),
         "unet": _unet(attention_head_dim=(1, 2), use_linear_projection=True),
         "vae": _vae(),
-        "tokenizer": _tokenizer(pad_token="!"),
+        "tokenizer": clip_tokenizer(pad_token="!"),
     }
     return _save(folder, "StableDiffusionPipeline", parts, "v_prediction", _SD_OPTIONS)
 
@@ -73,8 +73,8 @@ def save_tiny_sdxl(folder: Path, *, force_zeros: bool = True, seed: int = 0, **u
             **unet,
         ),
         "vae": _vae(scaling_factor=0.13025),
-        "tokenizer": _tokenizer(),
-        "tokenizer_2": _tokenizer(pad_token="!"),
+        "tokenizer": clip_tokenizer(),
+        "tokenizer_2": clip_tokenizer(pad_token="!"),
     }
     options = {"image_encoder": [None, None], "feature_extractor": [None, None]}
     options |= {"force_zeros_for_empty_prompt": force_zeros, "add_watermarker": None}
