@@ -20,7 +20,6 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -98,7 +97,7 @@ def save_tiny_sd3(folder: Path, *, with_t5: bool = True, use_dynamic_shifting: b
         text_encoder=_clip(CLIPTextModelWithProjection, _CLIP_WIDTHS[0]),
         tokenizer=clip_tokenizer(),
         text_encoder_2=_clip(CLIPTextModelWithProjection, _CLIP_WIDTHS[1]),
-        tokenizer_2=_padded_with("!"),
+        tokenizer_2=clip_tokenizer(pad_token="!"),
         text_encoder_3=_t5() if with_t5 else None,
         tokenizer_3=_t5_tokenizer() if with_t5 else None,
         transformer=_lively(transformer),
@@ -139,13 +138,6 @@ def _clip(cls: type[_ClipT], width: int) -> _ClipT:
         pad_token_id=tokenizer.pad_token_id,
     )
     return _lively(cls(config))
-
-
-def _padded_with(token: str) -> CLIPTokenizer:
-    """Return a tokenizer like that of CLIP-G, which pads otherwise than CLIP-L's."""
-    tokenizer = clip_tokenizer()
-    tokenizer.pad_token = token
-    return tokenizer
 
 
 def _t5() -> T5EncoderModel:

@@ -5,19 +5,23 @@ They draw nothing, but run through the same classes and the same code as the rea
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from farm.catalog import ModelRow
 from farm.jobs import Output, Reproducibility, Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 SIZE_PX = 16
@@ -26,43 +30,46 @@ SIZE_PX = 16
 _WIDTH = 16
 _PROJECTED = 8  # numbers of a projected pooled state
 
-_SD_OPTIONS = {
-    "safety_checker": [None, None],
-    "feature_extractor": [None, None],
-    "image_encoder": [None, None],
-    "requires_safety_checker": False,
-}
-
 
 def save_tiny_sd15(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
     """Save a random SD 1.5 to `folder` and return the folder; the same seed gives the same files."""
     torch.manual_seed(seed)
-    parts = {"text_encoder": _text_encoder(), "unet": _unet(), "vae": _vae(), "tokenizer": clip_tokenizer()}
-    return _save(folder, "StableDiffusionPipeline", parts, prediction_type, _SD_OPTIONS)
+    return _save_sd(folder, _text_encoder(), _unet(), clip_tokenizer(), prediction_type)
 
 
 def save_tiny_sd21(folder: Path, *, seed: int = 0) -> Path:
-    """Save a random SD 2.1: it predicts velocity, hides the padding, and has heads of one width at every level."""
+    """Save a random SD 2.1: it predicts velocity, pads with another token, and has heads of one width at all levels."""
     torch.manual_seed(seed)
-    parts = {
-        "text_encoder": _text_encoder(hidden_act="gelu", projection_dim=8, use_attention_mask=True),
-        "unet": _unet(attention_head_dim=(1, 2), use_linear_projection=True),
-        "vae": _vae(),
-        "tokenizer": clip_tokenizer(pad_token="!"),
-    }
-    return _save(folder, "StableDiffusionPipeline", parts, "v_prediction", _SD_OPTIONS)
+    text_encoder = _text_encoder(hidden_act="gelu", projection_dim=_PROJECTED, use_attention_mask=True)
+    unet = _unet(attention_head_dim=(1, 2), use_linear_projection=True)
+    return _save_sd(folder, text_encoder, unet, clip_tokenizer(pad_token="!"), "v_prediction")
 
 
-def save_tiny_sdxl(folder: Path, *, force_zeros: bool = True, seed: int = 0, **unet: object) -> Path:
-    """Save a random SDXL; more of the UNet's config may be given."""
+def _save_sd(folder: Path, text_encoder: Any, unet: Any, tokenizer: CLIPTokenizer, prediction_type: str) -> Path:
+    pipeline = StableDiffusionPipeline(
+        text_encoder=text_encoder,
+        unet=unet,
+        tokenizer=tokenizer,
+        vae=_vae(),
+        scheduler=_scheduler(prediction_type),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def save_tiny_sdxl(folder: Path, *, force_zeros: bool = True, seed: int = 0, **unet: Any) -> Path:
+    """Save a random SDXL to `folder` and return the folder; `unet` adds to the UNet's config."""
     torch.manual_seed(seed)
     wide = 24
-    parts = {
-        "text_encoder": _text_encoder(),
-        "text_encoder_2": _text_encoder(
+    pipeline = StableDiffusionXLPipeline(
+        text_encoder=_text_encoder(),
+        text_encoder_2=_text_encoder(
             CLIPTextModelWithProjection, hidden_size=wide, hidden_act="gelu", projection_dim=_PROJECTED
         ),
-        "unet": _unet(
+        unet=_unet(
             cross_attention_dim=_WIDTH + wide,
             attention_head_dim=(1, 2),
             transformer_layers_per_block=(1, 2),
@@ -72,13 +79,26 @@ def save_tiny_sdxl(folder: Path, *, force_zeros: bool = True, seed: int = 0, **u
             projection_class_embeddings_input_dim=6 * 4 + _PROJECTED,
             **unet,
         ),
-        "vae": _vae(scaling_factor=0.13025),
-        "tokenizer": clip_tokenizer(),
-        "tokenizer_2": clip_tokenizer(pad_token="!"),
-    }
-    options = {"image_encoder": [None, None], "feature_extractor": [None, None]}
-    options |= {"force_zeros_for_empty_prompt": force_zeros, "add_watermarker": None}
-    return _save(folder, "StableDiffusionXLPipeline", parts, "epsilon", options)
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(pad_token="!"),
+        vae=_vae(scaling_factor=0.13025),
+        scheduler=_scheduler("epsilon"),
+        force_zeros_for_empty_prompt=force_zeros,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def _scheduler(prediction_type: str) -> PNDMScheduler:
+    """Return the scheduler that Stable Diffusion 1.5 comes with."""
+    return PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
 
 
 def _text_encoder(cls: Any = CLIPTextModel, **config: Any) -> Any:
@@ -125,32 +145,6 @@ def _vae(**config: Any) -> AutoencoderKL:
     return AutoencoderKL(**common | config)
 
 
-def _save(
-    folder: Path, pipeline: str, parts: Mapping[str, Any], prediction_type: str, options: Mapping[str, object]
-) -> Path:
-    """Save `parts` as the folder of a diffusers pipeline, with the scheduler of Stable Diffusion 1.5."""
-    index = {"_class_name": pipeline, "scheduler": ["diffusers", "PNDMScheduler"], **options}
-    for name, part in parts.items():
-        part.save_pretrained(folder / name)
-        index[name] = [type(part).__module__.split(".")[0], type(part).__name__]
-    config = {
-        "_class_name": "PNDMScheduler",
-        "num_train_timesteps": 1000,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "skip_prk_steps": True,
-        "steps_offset": 1,
-        "prediction_type": prediction_type,
-    }
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config), "utf-8")
-    (folder / "model_index.json").write_text(json.dumps(index), "utf-8")
-    return folder
-
-
 def tiny_row(folder: Path, *, name: str = "tiny", **fields: object) -> ModelRow:
     """Return a catalog row for a model saved in `folder`."""
     row = {"name": name, "family": "sd15", "source": os.fspath(folder), "width": SIZE_PX, "height": SIZE_PX}
@@ -186,6 +180,6 @@ def _vocabulary() -> dict[str, int]:
     return {token: number for number, token in enumerate(tokens)}
 
 
-def clip_tokenizer() -> CLIPTokenizer:
+def clipclip_tokenizer() -> CLIPTokenizer:
     """Return a CLIP tokenizer of letters."""
-    return CLIPTokenizer(vocab=_vocabulary(), merges=[], model_max_length=77)
+    return CLIPTokenizer(vocab=_vocabulary(), merges=[], model_max_length=77, **options)
