@@ -44,7 +44,7 @@ class Runs:
             find_scheduler(unit.scheduler),
             pipeline.scheduler_config,
             steps,
-            first_step=pipeline.first_step(steps, unit.strength) if seat.inputs.has_start else None,
+            first_step=pipeline.first_step(steps, unit.strength) if seat.inputs.has_start else 0,
             timestep_options=pipeline.timestep_options(steps, unit.height, unit.width),
         )
         seat.conditioning, seat.form, warnings = pipeline.encode(unit, seat.inputs)

@@ -76,9 +76,8 @@ class Schedule:
     holds_when_edited: bool
     draws_noise: tuple[bool, ...]  # [calls], whether diffusers draws, be the weight zero or not
     brownian: BrownianPath | None  # where the noise comes from, if not from the generator
-    init_noise_sigma: float
-    start: tuple[float, float]
-    """Weights of (image, noise) in the initial latents: `add_noise`'s, or of noise alone for text-to-image."""
+    init_noise_sigma: float  # what the noise is multiplied with when a run starts from noise alone
+    start: tuple[float, float]  # weights of (image, noise) in the initial latents of a run from an image
     renoise: NDArray[np.float64]  # [calls, 2], weights of (image, noise) in the known part, after call i
     residual: float  # of the table on probes that the fit has not seen; of the better fit where there is no table
 
@@ -115,13 +114,12 @@ def schedule_for(
     model_config: Mapping[str, Any],
     num_inference_steps: int,
     *,
-    first_step: int | None = None,
+    first_step: int = 0,
     timestep_options: TimestepOptions = _NO_OPTIONS,
 ) -> Schedule:
     """Return the table of `row` for a model with this scheduler config; cached.
 
-    `first_step` is the step at which a run from an image begins (`t_start` of diffusers' img2img pipelines, which may
-    be 0); None for a run from noise alone. Raises RenderFailed when diffusers refuses the combination.
+    `first_step` is the step at which a run from an image begins, `t_start` of diffusers' img2img pipelines. Raises RenderFailed when diffusers refuses the combination.
     """
     return _tabulate(RunSpec.of(row, model_config, num_inference_steps, first_step, timestep_options))
 
@@ -152,7 +150,7 @@ def _tabulate(spec: RunSpec) -> Schedule:
         draws_noise=run.draws_noise,
         brownian=run.brownian,
         init_noise_sigma=prepared.init_noise_sigma,
-        start=(0.0, prepared.init_noise_sigma) if spec.first_step is None else run.start,
+        start=run.start,
         renoise=run.renoise,
         residual=residual,
     )

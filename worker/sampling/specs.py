@@ -47,7 +47,7 @@ class RunSpec:
     diffusers_class: str
     config: str  # JSON
     num_inference_steps: int
-    first_step: int | None
+    first_step: int
     options: TimestepOptions
 
     @classmethod
@@ -56,7 +56,7 @@ class RunSpec:
         row: Scheduler,
         model_config: Mapping[str, Any],
         num_inference_steps: int,
-        first_step: int | None,
+        first_step: int,
         options: TimestepOptions,
     ) -> RunSpec:
         """Return the spec of `row` for a model with this scheduler config; the row's own config has the last word."""
@@ -75,15 +75,15 @@ class RunSpec:
         """Return a fresh scheduler, set to the first step of the run."""
         scheduler = copy.deepcopy(_construct(self.diffusers_class, self.config))
         self._set_timesteps(scheduler)
-        timesteps = scheduler.timesteps
-        if self.first_step is not None:
-            begin = self.first_step * scheduler.order
-            timesteps = timesteps[begin:]
-            if hasattr(scheduler, "set_begin_index"):
-                scheduler.set_begin_index(begin)
+        begin = self.first_step * scheduler.order
+        timesteps = scheduler.timesteps[begin:]
+        # Text-to-image pipelines leave this out: then a scheduler looks its first timestep up, which finds the same step,
+        # or, where two steps are rounded to one timestep (many steps with beta sigmas), one too far and no end.
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(begin)
         if len(timesteps) == 0:
             raise ValueError("no steps are left")
-        return PreparedScheduler(scheduler, timesteps, self.first_step)
+        return PreparedScheduler(scheduler, timesteps, begin)
 
     def _set_timesteps(self, scheduler: Any) -> None:
         """Call `set_timesteps` with the options that this class takes."""
@@ -111,10 +111,10 @@ def _construct(diffusers_class: str, config: str) -> Any:
 class PreparedScheduler:
     """A diffusers scheduler set to a run's first step; its calls take one timestep after the other."""
 
-    def __init__(self, scheduler: Any, timesteps: torch.Tensor, first_step: int | None) -> None:
+    def __init__(self, scheduler: Any, timesteps: torch.Tensor, begin: int) -> None:
         self.scheduler = scheduler
         self.timesteps = timesteps  # [calls]
-        self._first_step = first_step
+        self._begin = begin
         parameters = inspect.signature(scheduler.step).parameters
         self._takes_generator = "generator" in parameters
         # Pipelines pass their own default of 0 to DDIM and TCD, not the latter's.
@@ -156,6 +156,6 @@ class PreparedScheduler:
         elif hasattr(self.scheduler, "add_noise"):
             noisy = self.scheduler.add_noise(image, noise, timestep)
         else:  # one flow scheduler has neither
-            sigma = self.scheduler.sigmas[(self._first_step or 0) * self.scheduler.order + call]
+            sigma = self.scheduler.sigmas[self._begin + call]
             noisy = sigma * noise + (1 - sigma) * image
         return noisy
