@@ -186,6 +186,30 @@ def models(*, api: Api = DEFAULT_API) -> None:
         show.console.print(show.models_table(client.models()))
 
 
+@app.command(name="plan")
+def plan_model(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model of the catalog.")],
+    *,
+    vram: Annotated[
+        float | None, typer.Option(min=0.1, metavar="GIB", help="The card's memory; without it, the cards here.")
+    ] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Pixels.")] = None,
+    batch: Annotated[int, typer.Option(min=1, max=64, help="Images that must share a step.")] = 1,
+    guided: Annotated[
+        bool | None, typer.Option("--guided/--unguided", help="With guidance an image is two rows.")
+    ] = None,
+    lossy: Annotated[bool, typer.Option("--lossy/--exact", help="Whether weights may lose bits.")] = True,
+    extra: Annotated[float, typer.Option(min=0, metavar="GIB", help="LoRAs and ControlNets beside the model.")] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Sizes in bytes, for programs.")] = False,
+) -> None:
+    """Show how a model would be laid out on a card, before anything is loaded."""
+    from cli.plan import PlanOptions, run_plan  # noqa: PLC0415  the catalog is not for every command
+
+    options = PlanOptions(vram, width, height, batch, guided, lossy, extra, as_json)
+    run_plan(model, options)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def worker(context: typer.Context) -> None:
     """Run the workers of this machine for a farm elsewhere (FARM_REDIS_URL and FARM_S3_… say where)."""

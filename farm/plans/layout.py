@@ -84,7 +84,7 @@ def lay_out(request: Request, layout: Layout, *, vram_bytes: int) -> Plan:
         vae_tile_px=layout.vae_tile_px,
         max_batch=max(0, min(_MAX_SEATS, *((room - _total(once)) // _total(each) for _, once, each in costs))),
         steady_bytes=_total(steady),
-        phases=tuple(_phase(name, steady + once, each, request.batch) for name, once, each in costs),
+        phases=tuple(_phase(name, steady, once, each, request.batch) for name, once, each in costs),
     )
 
 
@@ -191,11 +191,16 @@ def _find(
     return next(part for part in components if part.name == size.name), size
 
 
-def _phase(name: str, once: Parts, each: Parts, batch: int) -> Phase:
-    parts: dict[str, int] = {}
+def _phase(name: str, steady: Parts, once: Parts, each: Parts, batch: int) -> Phase:
+    """Return a phase: what is always there first, so that phases compare, then what comes and goes."""
+    passing: dict[str, int] = {}
     for label, num_bytes in [*once, *((label, num_bytes * batch) for label, num_bytes in each)]:
-        parts[label] = parts.get(label, 0) + num_bytes
-    return Phase(name, tuple(sorted(parts.items(), key=lambda part: -part[1])))
+        passing[label] = passing.get(label, 0) + num_bytes
+    return Phase(name, (*_largest_first(steady), *_largest_first(list(passing.items()))))
+
+
+def _largest_first(parts: Parts) -> Parts:
+    return sorted(parts, key=lambda part: -part[1])
 
 
 def _total(parts: Parts) -> int:

@@ -58,7 +58,10 @@ class ComponentPlan:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What the device holds at most in one phase: `encode`, `denoise` or `decode`; `parts` says what, largest first."""
+    """What the device holds at most in one phase: `encode`, `denoise` or `decode`.
+
+    `parts` are labels with bytes: what is always there, largest first, then what comes and goes.
+    """
 
     name: str
     parts: tuple[tuple[str, int], ...]

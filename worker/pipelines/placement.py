@@ -121,13 +121,14 @@ def quantization_config_for(plan: Plan, component: str) -> object | None:
         raise ModelBroken(f"{component} is planned in 4 bits, which needs bitsandbytes: pip install bitsandbytes")
     from diffusers import BitsAndBytesConfig  # noqa: PLC0415  asks for bitsandbytes
 
-    return BitsAndBytesConfig(
+    config: object = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=_DTYPES[part.compute],
         llm_int8_skip_modules=list(_EMBEDDERS),
     )
+    return config
 
 
 def can_load_4bit() -> bool:
