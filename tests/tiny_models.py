@@ -180,6 +180,6 @@ def _vocabulary() -> dict[str, int]:
     return {token: number for number, token in enumerate(tokens)}
 
 
-def clipclip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer(**options: Any) -> CLIPTokenizer:
     """Return a CLIP tokenizer of letters."""
     return CLIPTokenizer(vocab=_vocabulary(), merges=[], model_max_length=77, **options)

@@ -17,17 +17,14 @@ from safetensors import SafetensorError, safe_open
 
 from farm.errors import ModelBroken
 from worker.pipelines.base import conv_layout
-from worker.pipelines.latent import LatentModel, Loaded
-from worker.pipelines.sd15 import Sd15Pipeline
+from worker.pipelines.families import family_class
+from worker.pipelines.latent import Loaded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from farm.catalog import ModelRow
-    from worker.pipelines.base import Pipeline
-
-FAMILIES: Final[Mapping[str, type[Sd15Pipeline]]] = {"sd15": Sd15Pipeline}
-"""The class of each family of the catalog."""
+    from worker.pipelines.latent import LatentModel
 
 _PICKLE_SUFFIXES: Final = (".bin", ".ckpt", ".pt", ".pth")
 
@@ -35,14 +32,16 @@ _hashes: dict[tuple[str, int, int], str] = {}
 """Digest of a file by path, mtime and size: reloading a model must not read gigabytes twice."""
 
 
-def load_pipeline(row: ModelRow, *, models_dir: Path, device: torch.device, device_name: str | None = None) -> Pipeline:
+def load_pipeline(
+    row: ModelRow, *, models_dir: Path, device: torch.device, device_name: str | None = None
+) -> LatentModel:
     """Load the model of `row` onto `device`: fp16 on CUDA, fp32 on a CPU.
 
     Raises ModelBroken, naming model, source and reason.
     """
     transformers.utils.logging.disable_progress_bar()  # a worker's log is read by machines
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    family = FAMILIES[row.family]
+    family = family_class(row.family)
     try:
         folder = _find_folder(row, models_dir)
         weights = _find_weights(folder, [part for part in family.component_types if not _is_tokenizer(part)])

@@ -97,7 +97,7 @@ class UnetModel(LatentModel):
             negative_prompt if unit.guided else None,
             layer=layer,
             clip_skip=unit.clip_skip,
-            adapters=unit.loras,
+            adapters=self.text_adapters,
         )
 
     def predict(
