@@ -73,8 +73,8 @@ def save_tiny_flux(folder: Path, *, guidance_embeds: bool, seed: int = 0) -> Pat
     return folder
 
 
-def save_tiny_sd3(folder: Path, *, with_t5: bool = True, use_dynamic_shifting: bool = False, seed: int = 0) -> Path:
-    """Save a random SD 3.5 to `folder` and return the folder; users leave its T5 out to save memory."""
+def save_tiny_sd3(folder: Path, *, use_dynamic_shifting: bool = False, seed: int = 0) -> Path:
+    """Save a random SD 3.5 to `folder` and return the folder."""
     torch.manual_seed(seed)
     transformer = SD3Transformer2DModel(
         sample_size=SIZE_PX // 2,
@@ -98,8 +98,8 @@ def save_tiny_sd3(folder: Path, *, with_t5: bool = True, use_dynamic_shifting: b
         tokenizer=clip_tokenizer(),
         text_encoder_2=_clip(CLIPTextModelWithProjection, _CLIP_WIDTHS[1]),
         tokenizer_2=clip_tokenizer(pad_token="!"),
-        text_encoder_3=_t5() if with_t5 else None,
-        tokenizer_3=_t5_tokenizer() if with_t5 else None,
+        text_encoder_3=_t5(),
+        tokenizer_3=_t5_tokenizer(),
         transformer=_lively(transformer),
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
