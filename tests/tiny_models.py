@@ -90,15 +90,19 @@ def save_tiny_sdxl(folder: Path, *, force_zeros: bool = True, seed: int = 0, **u
 
 
 def _scheduler(prediction_type: str) -> PNDMScheduler:
-    """Return the scheduler that Stable Diffusion 1.5 comes with."""
-    return PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        skip_prk_steps=True,
-        steps_offset=1,
-        prediction_type=prediction_type,
-    )
+    """Return the scheduler that Stable Diffusion 1.5 comes with; its config says things that only others heed."""
+    config = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "prediction_type": prediction_type,
+    }
+    scheduler: PNDMScheduler = PNDMScheduler.from_config(config)
+    return scheduler
 
 
 def _text_encoder(cls: Any = CLIPTextModel, **config: Any) -> Any:
