@@ -69,7 +69,7 @@ class Placement:
     @contextmanager
     def _visit(self, name: str) -> Iterator[None]:
         module = self.components[name]
-        home = [(tensor, tensor.data) for tensor in (*module.parameters(), *module.buffers())]
+        home = [(tensor, tensor.data) for tensor in _tensors(module)]
         self._visiting.add(name)
         try:
             for tensor, data in home:
@@ -141,12 +141,15 @@ def _set_precision(module: nn.Module, part: ComponentPlan) -> None:
         if getattr(module, "quantization_method", None) is None:
             raise ValueError(f"{part.name} is planned in 4 bits, but was loaded without quantization_config")
         return
-    module.to(dtype=_DTYPES[part.compute])
+    dtype = _DTYPES[part.compute]
+    # Models that come in the right precision are left alone: diffusers warns of every cast.
+    if any(tensor.is_floating_point() and tensor.dtype is not dtype for tensor in _tensors(module)):
+        module.to(dtype=dtype)
     if part.storage is Precision.FP8:
         apply_layerwise_casting(
             module,
             storage_dtype=_DTYPES[part.storage],
-            compute_dtype=_DTYPES[part.compute],
+            compute_dtype=dtype,
             skip_modules_pattern=(_OUTSIDE_BLOCKS,),
         )
 
@@ -172,9 +175,13 @@ def _stream(module: nn.Module, device: torch.device) -> None:
     )
 
 
+def _tensors(module: nn.Module) -> tuple[torch.Tensor, ...]:
+    return (*module.parameters(), *module.buffers())
+
+
 def _pin(module: nn.Module) -> None:
     """Lock weights in RAM: they come to the device at the speed of the bus."""
-    for tensor in (*module.parameters(), *module.buffers()):
+    for tensor in _tensors(module):
         tensor.data = tensor.data.pin_memory()
 
 
