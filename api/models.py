@@ -13,7 +13,7 @@ from api.problems import LEDGER_DOWN, MODEL_NOT_FOUND, HttpProblem, documented
 from api.report_schemas import Model, ModelDefaults, ModelList
 from farm.catalog import ModelRow
 from farm.ledger import WorkerReport
-from farm.schedulers import SCHEDULERS
+from farm.schedulers import schedulers_of
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -59,7 +59,8 @@ def _model(farm: Parts, row: ModelRow, workers: Sequence[WorkerReport]) -> Model
             guidance_scale=row.guidance_scale,
             scheduler=row.scheduler,
         ),
-        schedulers=[scheduler.name for scheduler in SCHEDULERS],
+        schedulers=[scheduler.name for scheduler in schedulers_of(row.scheduler_group)],
+        controlnets=list(farm.catalog.controlnets_for(row)),
         available=bool(serving),
         num_workers=len(serving),
         num_workers_resident=sum(row.name in worker.resident for worker in serving),
