@@ -31,15 +31,31 @@ _MAX_DEPTH: Final = 2  # a LoRA lies in a list in a prompt
 async def read_body(request: Request, *, max_bytes: int) -> bytes:
     """Return the body of a JSON request; raises HttpProblem before more than `max_bytes` of it are held."""
     _check_headers(request)
+    return await read_bytes(request, max_bytes=max_bytes, remedy="; split the batch into several jobs")
+
+
+async def read_bytes(request: Request, *, max_bytes: int, remedy: str = "") -> bytes:
+    """Return a body as it is; raises HttpProblem before more than `max_bytes` of it are held.
+
+    `remedy` ends the sentence of what to do about a larger one.
+    """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > max_bytes:
-        raise _too_large(max_bytes, value=int(declared[:20]))
+        raise _too_large(max_bytes, remedy, value=int(declared[:20]))
     body = bytearray()
     async for chunk in request.stream():  # a chunked body declares no length
         body += chunk
         if len(body) > max_bytes:
-            raise _too_large(max_bytes, value=f"more than {max_bytes}")
+            raise _too_large(max_bytes, remedy, value=f"more than {max_bytes}")
     return bytes(body)
+
+
+def check_media_type(request: Request, allowed: list[str]) -> None:
+    """Raise HttpProblem unless the body is declared to be of one of these types, and not compressed on the way."""
+    given = request.headers.get("content-type", "")
+    if given.partition(";")[0].strip().lower() not in allowed:
+        raise _unsupported("Content-Type", given, allowed)
+    _check_encoding(request)
 
 
 def parse_job_spec(body: bytes, *, max_prompts: int) -> JobSpec:
@@ -118,6 +134,10 @@ def _check_headers(request: Request) -> None:
     )
     if not is_json or charset not in ("", "utf-8", "utf8", "us-ascii"):
         raise _unsupported("Content-Type", given, ["application/json"])
+    _check_encoding(request)
+
+
+def _check_encoding(request: Request) -> None:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() not in ("identity", ""):
         raise _unsupported("Content-Encoding", encoding, ["identity"])
@@ -132,17 +152,17 @@ def _parameter(parameters: str, name: str) -> str:
 
 
 def _unsupported(field: str, value: str, choices: list[str]) -> HttpProblem:
-    message = f"must be {choices[0]}"
+    message = f"must be {' or '.join(choices)}"
     return HttpProblem(
         UNSUPPORTED_MEDIA_TYPE,
         f"{field} {message}",
         errors=[FieldError(field=field, value=value[:100], message=message, choices=choices)],
-        headers={"Accept": "application/json"},
+        headers={"Accept": ", ".join(choices)} if field == "Content-Type" else {},
     )
 
 
-def _too_large(max_bytes: int, *, value: object) -> HttpProblem:
-    message = f"must have at most {max_bytes:,} bytes; split the batch into several jobs"
+def _too_large(max_bytes: int, remedy: str, *, value: object) -> HttpProblem:
+    message = f"must have at most {max_bytes:,} bytes{remedy}"
     return HttpProblem(
         BODY_TOO_LARGE,
         f"the body {message}",

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, Field
 
-from farm.jobs import JobSpec, Output, PromptSpec
+from farm.jobs import ControlNetSpec, HiresSpec, JobSpec, LoraSpec, Output, PromptSpec
 
 MAX_ERRORS: Final = 20
 """Errors that one answer lists; it says how many more there are."""
@@ -165,15 +165,21 @@ def _unknown_field(name: str, known: list[str] | None) -> tuple[str, list[str] |
 
 def _known_fields(loc: Sequence[object]) -> list[str] | None:
     """Return the fields that the object at this path has."""
+    model: type[BaseModel] | None = None
     match tuple(loc[:-1]):
         case ():
-            return list(JobSpec.model_fields)
+            model = JobSpec
         case ("prompts", _):
-            return list(PromptSpec.model_fields)
+            model = PromptSpec
         case ("output",):
-            return list(Output.model_fields)
-        case _:
-            return None
+            model = Output
+        case (*_, "loras", int()):
+            model = LoraSpec
+        case (*_, "controlnets", int()):
+            model = ControlNetSpec
+        case (*_, "hires"):
+            model = HiresSpec
+    return None if model is None else list(model.model_fields)
 
 
 def _bounds_of(*models: type[BaseModel]) -> dict[str, tuple[float, float]]:

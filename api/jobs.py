@@ -35,11 +35,13 @@ from api.problems import (
     documented,
 )
 from api.schemas import Image, ImagePage, Job, JobList
+from api.uploads import check_keys
 from farm.errors import Transient, UnknownJob
 from farm.expand import expand
 from farm.feeding import feed
 from farm.jobs import JOB_ID_FORM, Counts, Header, JobSpec, JobState, UnitState, new_job_id
 from farm.ledger import ImageStatus, JobStatus, Ledger
+from farm.pictures import hosts_of
 from farm.storage import ImageFormat, object_key
 
 log = logging.getLogger(__name__)
@@ -136,16 +138,20 @@ def accept(farm: Parts, spec: JobSpec, *, idempotency_key: str | None) -> tuple[
     Raises Refused for what the catalog or the limits do not allow, QueueFull and LedgerDown.
     """
     settings = farm.settings
+    row = farm.catalog.row(spec.model)
     job = expand(
         spec,
-        farm.catalog.row(spec.model),
+        row,
         job_id=new_job_id(),
         tenant=_TENANT,
         created_at=time.time(),
         drawn_seed=secrets.randbits(_DRAWN_SEED_BITS),
         max_prompts=settings.max_prompts,
         max_images=settings.max_images,
+        controlnets=farm.catalog.controlnets_for(row),
+        input_hosts=hosts_of(settings.input_hosts),
     )
+    check_keys(farm, spec)
     opened = farm.ledger.open(
         job,
         idempotency_key=idempotency_key,

@@ -20,6 +20,7 @@ Every error is an RFC 9457 problem document whose `errors` name field, value and
 """
 TAGS: Final = [
     {"name": "jobs", "description": "Batches of prompts, and the images that become of them."},
+    {"name": "uploads", "description": "Pictures for jobs to start from."},
     {"name": "models", "description": "What the farm can render."},
     {"name": "reports", "description": "How fast it runs, and who is at work."},
     {"name": "health", "description": "For load balancers and Prometheus."},

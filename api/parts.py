@@ -16,6 +16,7 @@ from farm.settings import Settings
 from farm.storage import Store
 
 _MAX_PROBES: Final = 4
+_MAX_DECODERS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Parts:
     store: Store
     started_at: float  # Unix time
     probes: CapacityLimiter  # threads of the readiness probe
+    decoders: CapacityLimiter  # threads that decode uploaded pictures
 
 
 def build_parts(settings: Settings, *, started_at: float) -> Parts:
@@ -42,6 +44,7 @@ def build_parts(settings: Settings, *, started_at: float) -> Parts:
         store=Store.connect(settings),
         started_at=started_at,
         probes=CapacityLimiter(_MAX_PROBES),
+        decoders=CapacityLimiter(_MAX_DECODERS),
     )
 
 

@@ -149,6 +149,7 @@ class Model(BaseModel):
                         "scheduler": "dpmpp_2m",
                     },
                     "schedulers": ["euler", "dpmpp_2m"],
+                    "controlnets": ["sd15-canny"],
                     "available": True,
                     "num_workers": 1,
                     "num_workers_resident": 1,
@@ -172,6 +173,7 @@ class Model(BaseModel):
     max_steps: int
     defaults: ModelDefaults
     schedulers: list[str] = Field(description="Names that `scheduler` takes; diffusers' and A1111's work as well.")
+    controlnets: list[str] = Field(description="Names that `controlnets[].model` takes.")
     available: bool = Field(description="Whether any live worker serves it. Jobs are accepted in any case.")
     num_workers: int = Field(description="Live workers that serve it.")
     num_workers_resident: int = Field(description="Live workers that hold it on their device now.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from farm.jobs import (
     Run,
     Unit,
 )
+from farm.pictures import check_source, pictures_of
 from farm.prompts import Lora, extract_loras
 from farm.schedulers import find_scheduler
 
@@ -47,11 +48,13 @@ def expand(
     max_prompts: int,
     max_images: int,
     controlnets: Sequence[str] = (),
+    input_hosts: Collection[str] = (),
 ) -> ExpandedJob:
     """Resolve `spec` against its catalog row.
 
-    `drawn_seed` is the seed of prompts that name none, `controlnets` are those that fit the model. Raises Refused with
-    field, value and choices when a size does not fit the model, a name is unknown, or a limit is exceeded.
+    `drawn_seed` is the seed of prompts that name none, `controlnets` are those that fit the model, `input_hosts` those
+    that pictures may come from. Raises Refused with field, value and choices when a size does not fit the model, a name
+    is unknown, a picture may not be fetched, or a limit is exceeded.
     """
     if len(spec.prompts) > max_prompts:
         raise Refused(
@@ -60,6 +63,8 @@ def expand(
             value=len(spec.prompts),
             choices=[f"1 to {max_prompts}"],
         )
+    for field_name, source in pictures_of(spec):
+        check_source(source, input_hosts, field_name=field_name)
     job_seed = drawn_seed if spec.seed in (None, -1) else spec.seed
     assert job_seed is not None  # noqa: S101  narrows the type: `in` does not
     entries = tuple(
@@ -128,8 +133,14 @@ def _entry(
     prompt, tagged = extract_loras(own.prompt, field_name=f"{at}.prompt" if isinstance(given, PromptSpec) else at)
     image, mask_image = asked("image") or "", asked("mask_image") or ""
     strength = _strength(asked("strength"), has_image=bool(image), field_name=field_of("strength"))
+    if image:
+        _check_steps_left(steps, strength, row, field_name=field_of("strength"))
     if mask_image and not image:
-        raise Refused("a mask says which part of `image` is painted anew: name both", field=field_of("mask_image"))
+        raise Refused(
+            "a mask says which part of `image` is painted anew: name both",
+            field=field_of("mask_image"),
+            value=mask_image,
+        )
     hires = asked("hires")
     return Entry(
         prompt=prompt,
@@ -178,6 +189,20 @@ def _strength(strength: float | None, *, has_image: bool, field_name: str) -> fl
     return strength
 
 
+def _check_steps_left(steps: int, strength: float, row: ModelRow, *, field_name: str) -> None:
+    """Raise Refused where diffusers would: a run from a picture makes steps x strength steps, rounded down.
+
+    Its pipelines for flow models round up.
+    """
+    if row.scheduler_group == "diffusion" and int(steps * strength) < 1:
+        raise Refused(
+            f"{steps} steps at strength {strength:g} leave none to make",
+            field=field_name,
+            value=strength,
+            choices=[f"{math.ceil(1000 / steps) / 1000:g} to 1"],
+        )
+
+
 def _merge(*groups: Sequence[Lora]) -> tuple[Lora, ...]:
     """Return all LoRAs in order of their names, the weights of one named twice added up; those of weight 0 do nothing.
 
@@ -208,6 +233,7 @@ def _hires(spec: HiresSpec, row: ModelRow, width: int, height: int, *, steps: in
     width, height = (max(1, math.floor(side * spec.scale / multiple + 0.5)) * multiple for side in (width, height))
     check_size(width, height, row, width_field=f"{at}.scale", height_field=f"{at}.scale")
     steps = _steps(spec.num_inference_steps or steps, row, f"{at}.num_inference_steps")
+    _check_steps_left(steps, spec.strength, row, field_name=f"{at}.strength")
     return Hires(width, height, spec.strength, steps, spec.upscaler)
 
 

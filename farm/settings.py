@@ -39,6 +39,12 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)
     max_prompts: int = Field(10_000, ge=1, description="Distinct prompts in one job.")
     max_images: int = Field(10_000_000, ge=1, description="Images in one job.")
+    max_upload_bytes: int = Field(32 * 1024 * 1024, ge=1024, description="Of one picture, uploaded or fetched.")
+    max_upload_pixels: int = Field(8192 * 8192, ge=1, description="Of one picture, uploaded or fetched.")
+    input_hosts: str = Field(
+        "",
+        description="Comma-separated hosts that pictures may be fetched from by URL, `host` or `host:port`; none.",
+    )
     max_queued_images: int = Field(50_000_000, ge=1, description="Images waiting in the whole farm.")
 
     # -- leases and retries

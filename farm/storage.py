@@ -49,6 +49,21 @@ def object_key(job: str, index: int, image_format: ImageFormat) -> str:
     return f"jobs/{job}/{index:07d}.{_EXTENSIONS[image_format]}"
 
 
+def upload_key(digest: str, image_format: ImageFormat) -> str:
+    """Return the key of a client's picture: `uploads/<sha256 of its bytes, hex>.<extension>`."""
+    return f"uploads/{digest}.{_EXTENSIONS[image_format]}"
+
+
+def thumbnail_key(job: str, index: int) -> str:
+    """Return the key of its thumbnail, a WebP: `jobs/<job>/<index, 7 digits>.thumb.webp`."""
+    return f"jobs/{job}/{index:07d}.thumb.webp"
+
+
+def upscaled_key(job: str, index: int, image_format: ImageFormat, factor: int) -> str:
+    """Return the key of its enlarged version: `jobs/<job>/<index, 7 digits>.x<factor>.<extension>`."""
+    return f"jobs/{job}/{index:07d}.x{factor}.{_EXTENSIONS[image_format]}"
+
+
 class NoSuchObject(Fatal):
     """Nothing lies under this key."""
 

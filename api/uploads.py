@@ -1,0 +1,121 @@
+"""Pictures that clients bring along: checked, kept under a key that follows from their bytes, and found again."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import Final
+
+from anyio import to_thread
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.bodies import check_media_type, read_bytes
+from api.parts import Farm, Parts
+from api.problems import BODY_TOO_LARGE, INVALID_REQUEST, STORAGE_DOWN, UNSUPPORTED_MEDIA_TYPE, documented
+from farm.errors import Fatal, Refused, StorageDown
+from farm.jobs import JobSpec
+from farm.pictures import is_url, pictures_of, read_picture
+from farm.storage import CONTENT_TYPES, upload_key
+
+log = logging.getLogger(__name__)
+router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
+
+_MAX_LOOKED_UP: Final = 64  # keys of one job that are looked for while its client waits
+_BODY: Final = {
+    "required": True,
+    "description": "The file's bytes, as they are.",
+    "content": {
+        media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in CONTENT_TYPES.values()
+    },
+}
+_HEADERS: Final = {
+    "Location": {"description": "The picture's signed URL.", "schema": {"type": "string"}, "required": True}
+}
+
+
+class Upload(BaseModel):
+    """A picture that jobs may name."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "object": "upload",
+                    "key": "uploads/2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae.png",
+                    "width": 512,
+                    "height": 512,
+                    "bytes": 402133,
+                    "url": "http://localhost:8333/farm/uploads/2c26….png?X-Amz-Algorithm=…",
+                }
+            ]
+        }
+    )
+
+    object: str = "upload"
+    key: str = Field(description="What `image`, `mask_image` and `controlnets[].image` of a job take.")
+    width: int = Field(description="Pixels, turned the way the file's EXIF says.")
+    height: int
+    bytes: int
+    url: str = Field(description="Signed, for FARM_URL_EXPIRY_S seconds.")
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=Upload,
+    response_description="Kept, or there already.",
+    responses={
+        201: {"headers": _HEADERS},
+        **documented(BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST, STORAGE_DOWN),
+    },
+    openapi_extra={"requestBody": _BODY},
+)
+async def upload_picture(request: Request, farm: Farm) -> JSONResponse:
+    """Keep a picture for jobs to start from.
+
+    Its key follows from its bytes, so that sending it again changes nothing. PNG, JPEG, WebP or AVIF, whatever of them
+    `Content-Type` says; what does not decode is refused.
+    """
+    check_media_type(request, sorted(CONTENT_TYPES.values()))
+    body = await read_bytes(request, max_bytes=farm.settings.max_upload_bytes)
+    # Few at once: a decoded picture is a hundred times its file.
+    upload = await to_thread.run_sync(_keep, farm, body, limiter=farm.decoders)
+    return JSONResponse(upload.model_dump(mode="json"), status_code=201, headers={"Location": upload.url})
+
+
+def _keep(farm: Parts, body: bytes) -> Upload:
+    """Check a picture and put it into the store; raises Refused and StorageDown."""
+    try:
+        image, image_format = read_picture(body, max_pixels=farm.settings.max_upload_pixels)
+    except Refused as error:
+        raise Refused(
+            str(error), field="body", value=error.value or f"{len(body):,} bytes", choices=error.choices
+        ) from error
+    key = upload_key(hashlib.sha256(body).hexdigest(), image_format)
+    farm.store.put(key, body, CONTENT_TYPES[image_format])
+    width, height = image.size
+    extra = {"action": "picture_uploaded", "key": key, "bytes": len(body)}
+    log.info("Kept a picture of %dx%d", width, height, extra=extra)
+    return Upload(key=key, width=width, height=height, bytes=len(body), url=farm.store.presigned_url(key))
+
+
+def check_keys(farm: Parts, spec: JobSpec) -> None:
+    """Raise Refused when a job names a key under which nothing lies.
+
+    A courtesy: a worker would find out as well. Where there are many keys, or the store does not answer, it will.
+    """
+    fields: dict[str, str] = {}
+    for field, source in pictures_of(spec):
+        if not is_url(source):
+            fields.setdefault(source, field)
+    if len(fields) > _MAX_LOOKED_UP:
+        return
+    try:
+        for key, field in fields.items():
+            if not farm.store.exists(key):
+                message = "nothing lies under this key; POST /v1/uploads answers with one"
+                raise Refused(message, field=field, value=key)
+    except (StorageDown, Fatal) as error:
+        log.warning("Pictures of a job were not looked for: %s", error, extra={"action": "pictures_unchecked"})
