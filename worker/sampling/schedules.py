@@ -119,7 +119,8 @@ def schedule_for(
 ) -> Schedule:
     """Return the table of `row` for a model with this scheduler config; cached.
 
-    `first_step` is the step at which a run from an image begins, `t_start` of diffusers' img2img pipelines. Raises RenderFailed when diffusers refuses the combination.
+    `first_step` is the step at which a run from an image begins, `t_start` of diffusers' img2img pipelines. Raises
+    RenderFailed when diffusers refuses the combination.
     """
     return _tabulate(RunSpec.of(row, model_config, num_inference_steps, first_step, timestep_options))
 
@@ -129,18 +130,16 @@ def _tabulate(spec: RunSpec) -> Schedule:
     """Run the scheduler on probes and read its table off the run."""
     try:
         prepared = spec.prepare()
-        run = probe(prepared, free=True)
+        run = _finite(probe(prepared, free=True))
         weights, residual = _fit_free(run)
         holds_when_edited = residual <= MAX_RESIDUAL
         if not holds_when_edited:
-            run = probe(spec.prepare(), free=False)
-            weights, residual = min((weights, residual), _fit_chain(run), key=lambda fit: fit[1])
+            chain = _finite(probe(spec.prepare(), free=False))
+            weights, residual = min((weights, residual), _fit_chain(chain), key=lambda fit: fit[1])
     except DrawsTwiceError:
         raise RenderFailed(f"{spec} draws noise more than once per call") from None
     except _REFUSALS as error:
         raise RenderFailed(f"{spec}: {error}") from error
-    if not (np.isfinite(run.after).all() and np.isfinite(run.timesteps).all()):
-        raise RenderFailed(f"{spec}: diffusers computes numbers that are not finite")
     return Schedule(
         spec=spec,
         timesteps=run.timesteps,
@@ -154,6 +153,13 @@ def _tabulate(spec: RunSpec) -> Schedule:
         renoise=run.renoise,
         residual=residual,
     )
+
+
+def _finite(run: ProbeRun) -> ProbeRun:
+    """Return `run` if all its numbers are finite; raise ValueError if a picture would be none."""
+    if not all(np.isfinite(numbers).all() for numbers in (run.timesteps, run.input_scale, run.after, run.renoise)):
+        raise ValueError("diffusers computes numbers that are not finite")
+    return run
 
 
 def _columns(run: ProbeRun) -> NDArray[np.float64]:

@@ -77,8 +77,8 @@ class RunSpec:
         self._set_timesteps(scheduler)
         begin = self.first_step * scheduler.order
         timesteps = scheduler.timesteps[begin:]
-        # Text-to-image pipelines leave this out: then a scheduler looks its first timestep up, which finds the same step,
-        # or, where two steps are rounded to one timestep (many steps with beta sigmas), one too far and no end.
+        # Text-to-image pipelines leave this out: then a scheduler looks its first timestep up, which finds the same
+        # step, or, where two steps are rounded to one timestep (many steps with beta sigmas), one too far and no end.
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(begin)
         if len(timesteps) == 0:

@@ -1,8 +1,10 @@
-"""Samplers as tables are the samplers: for every scheduler, whatever the steps, alone and in company."""
+"""Samplers as tables are the samplers: every one, from any step, with latents edited on the way, in any company."""
 
 from __future__ import annotations
 
+import copy
 import inspect
+import json
 
 import diffusers
 import numpy as np
@@ -12,8 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farm.errors import RenderFailed
-from farm.schedulers import SCHEDULERS, find_scheduler
-from worker.sampling import MAX_RESIDUAL, Histories, draw_noise, schedule_for
+from farm.schedulers import SCHEDULERS, find_scheduler, schedulers_of
+from worker.sampling import (
+    MAX_RESIDUAL,
+    Histories,
+    NoiseSource,
+    OwnSteps,
+    TimestepOptions,
+    draw_noise,
+    schedule_for,
+)
+from worker.sampling.specs import _construct
+
+# diffusers' DPM++ SDE asks its Brownian tree for a hair more than there is
+pytestmark = pytest.mark.filterwarnings("ignore:Should have ta>=t0:UserWarning")
 
 SD15 = {
     "num_train_timesteps": 1000,
@@ -24,8 +38,19 @@ SD15 = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
+FLUX = {
+    "num_train_timesteps": 1000,
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+}
+SD3 = {"num_train_timesteps": 1000, "shift": 3.0}
 SHAPE = (4, 6, 5)
 CPU = torch.device("cpu")
+NO_OPTIONS = TimestepOptions()
 
 rows = pytest.mark.parametrize("row", SCHEDULERS, ids=lambda row: row.name)
 
@@ -36,28 +61,84 @@ def model(scaled, timestep, seed):
     return torch.tanh(0.3 * scaled) + waves * (0.5 + float(timestep) / 2000)
 
 
-def run_diffusers(row, config, num_inference_steps, seed):
-    """Return the latents that diffusers' loop ends with, [1, *SHAPE], and the generator's state."""
-    scheduler = getattr(diffusers, row.diffusers_class).from_config({**config, **row.config})
-    scheduler.set_timesteps(num_inference_steps)
-    generator = torch.Generator("cpu").manual_seed(seed)
-    latents = torch.randn((1, *SHAPE), generator=generator) * scheduler.init_noise_sigma
-    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-    kwargs = {"generator": generator} if takes_generator else {}
-    for timestep in scheduler.timesteps:
-        prediction = model(scheduler.scale_model_input(latents, timestep), timestep, seed)
-        latents = scheduler.step(prediction, timestep, latents, **kwargs, return_dict=False)[0]
-    return latents, generator.get_state()
+class Reference:
+    """diffusers' own loop, as its pipelines write it: text-to-image, image-to-image and inpainting."""
+
+    def __init__(self, row, config, steps, first_step, *, seed, options=NO_OPTIONS):
+        config = {**config, **row.config}
+        if config.get("use_flow_sigmas"):
+            config["flow_shift"] = config["shift"]
+        # Some take 0.2 s to be made; a copy is as new.
+        self.scheduler = copy.deepcopy(_construct(row.diffusers_class, json.dumps(config, sort_keys=True)))
+        self.scheduler.noise_sampler_seed = seed  # as if from its config; only DPM++ SDE reads it
+        self.set_timesteps(row, steps, options)
+        begin = first_step * self.scheduler.order
+        self.timesteps = self.scheduler.timesteps[begin:]
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(begin)
+        self.seed = seed
+        self.generator = torch.Generator("cpu").manual_seed(seed)
+        parameters = inspect.signature(self.scheduler.step).parameters
+        self.kwargs = {"generator": self.generator} if "generator" in parameters else {}
+        if "eta" in parameters:
+            self.kwargs["eta"] = 0.0
+
+    def set_timesteps(self, row, steps, options):
+        """Pass what each class takes, as FluxPipeline does for those that it works with."""
+        if row.diffusers_class in {"FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"}:
+            self.scheduler.set_timesteps(sigmas=options.sigmas and list(options.sigmas), mu=options.mu)
+        elif row.group == "flow" and options.mu is not None and row.name != "flow_heun":
+            self.scheduler.set_timesteps(steps, mu=options.mu)
+        else:
+            self.scheduler.set_timesteps(steps)
+
+    def noised(self, call, image, noise):
+        """Return `image` under the noise of the latents before `call`, which comes next."""
+        timestep = self.timesteps[call : call + 1]
+        if hasattr(self.scheduler, "scale_noise"):
+            return self.scheduler.scale_noise(image, timestep, noise)
+        if hasattr(self.scheduler, "add_noise"):
+            return self.scheduler.add_noise(image, noise, timestep)
+        return torch.lerp(image, noise, timestep / 1000)
+
+    def run(self, image, edits):
+        """Return the latents before and after every call, and what the image is blended from after each."""
+        noise = torch.randn((1, *SHAPE), generator=self.generator)
+        latents = self.noised(0, image, noise)
+        trace, known = [latents], [latents]
+        for call, timestep in enumerate(self.timesteps):
+            scaled = latents
+            if hasattr(self.scheduler, "scale_model_input"):
+                scaled = self.scheduler.scale_model_input(latents, timestep)
+            prediction = model(scaled, timestep, self.seed)
+            latents = self.scheduler.step(prediction, timestep, latents, **self.kwargs, return_dict=False)[0]
+            is_last = call + 1 == len(self.timesteps)
+            known.append(image if is_last else self.noised(call + 1, image, noise))
+            latents = edited(latents, edits, call)
+            trace.append(latents)
+        return trace, known
+
+
+def edited(latents, edits, call):
+    """Return latents with some of their numbers replaced, as inpainting does, where there are edits."""
+    return latents if edits is None else torch.where(edits[call] > 0.8, edits[call] * 3, latents)
 
 
 class Runner:
-    """A run by table, one call at a time, in a slot of shared histories."""
+    """A run by table or, where the table does not hold, by own steps, in a slot of shared histories."""
 
-    def __init__(self, histories, slot, row, num_inference_steps, *, seed, config=SD15):
-        self.histories, self.slot, self.seed, self.call = histories, slot, seed, 0
-        self.schedule = schedule_for(row, config, num_inference_steps)
+    def __init__(self, histories, slot, schedule, *, seed, image=None, edits=None):
+        self.histories, self.slot, self.schedule = histories, slot, schedule
+        self.seed, self.edits, self.call = seed, edits, 0
         self.generator = torch.Generator("cpu").manual_seed(seed)
-        histories.begin(slot, draw_noise(self.generator, SHAPE) * self.schedule.init_noise_sigma)
+        self.initial_noise = draw_noise(self.generator, SHAPE)
+        self.noise = NoiseSource(schedule, self.generator, SHAPE, seed=seed)
+        holds = schedule.weights is not None and (schedule.holds_when_edited or edits is None)
+        self.own_steps = None if holds else OwnSteps(schedule, SHAPE, seed=seed)
+        first = self.initial_noise * schedule.init_noise_sigma
+        if image is not None:
+            first = schedule.start[0] * image + schedule.start[1] * self.initial_noise
+        histories.begin(slot, first, schedule)
 
     @property
     def is_done(self):
@@ -67,57 +148,227 @@ class Runner:
     def latents(self):
         return self.histories.current([self.slot], [self.call])
 
+    def predict(self):
+        scale = self.schedule.input_scale[self.call]
+        return model(self.latents * scale, self.schedule.timesteps[self.call], self.seed)
+
 
 def advance(histories, runners):
     """Make the next call of all `runners` at once."""
-    predictions, noise = [], []
-    for runner in runners:
-        scale = runner.schedule.input_scale[runner.call]
-        predictions.append(model(runner.latents * scale, runner.schedule.timesteps[runner.call], runner.seed))
-        draws = runner.schedule.draws_noise[runner.call]
-        noise.append(draw_noise(runner.generator, SHAPE) if draws else None)
-    histories.advance(
-        [runner.slot for runner in runners],
-        [runner.call for runner in runners],
-        [runner.schedule for runner in runners],
-        torch.cat(predictions),
-        noise,
-    )
+    predictions = [runner.predict() for runner in runners]
+    tabled = [(runner, given) for runner, given in zip(runners, predictions, strict=True) if not runner.own_steps]
+    for runner, prediction in zip(runners, predictions, strict=True):
+        if runner.own_steps:
+            after = runner.own_steps.step(runner.call, prediction, runner.latents, runner.generator)
+            histories.put([runner.slot], [runner.call + 1], after)
+    if tabled:
+        histories.advance(
+            [runner.slot for runner, _ in tabled],
+            [runner.call for runner, _ in tabled],
+            [runner.schedule for runner, _ in tabled],
+            torch.cat([prediction for _, prediction in tabled]),
+            [runner.noise.draw(runner.call) for runner, _ in tabled],
+        )
     for runner in runners:
         runner.call += 1
+        histories.put([runner.slot], [runner.call], edited(runner.latents, runner.edits, runner.call - 1))
 
 
-def assert_close(actual, expected):
+def assert_close(actual, expected, what):
     """Compare relative to the largest latent: float32 rounding of some dozens of steps is all that may differ."""
-    assert torch.isfinite(expected).all()
-    assert (actual - expected).abs().max() <= 2e-5 * max(1.0, float(expected.abs().max()))
+    difference = float((actual - expected).abs().max())
+    assert difference <= 2e-5 * max(1.0, float(expected.abs().max())), f"{what}: {difference}"
+
+
+@st.composite
+def runs(draw, group):
+    """Return the config of a model, steps, a step to begin at, what the pipeline says of timesteps, and a seed."""
+    steps = draw(st.integers(1, 60) | st.integers(1, 5))
+    options = NO_OPTIONS
+    if group == "diffusion":
+        config = SD15 | {"prediction_type": draw(st.sampled_from(["epsilon", "v_prediction"]))}
+        spacing = draw(st.sampled_from([None, "trailing", "linspace"]))
+        config |= {"timestep_spacing": spacing} if spacing else {}
+    else:
+        config = draw(st.sampled_from([FLUX, SD3]))
+        mu = draw(st.floats(0.5, 1.15)) if config is FLUX else None
+        options = TimestepOptions(sigmas=tuple(np.linspace(1.0, 1 / steps, steps)), mu=mu)
+    first_step = draw(st.integers(0, steps - 1) | st.just(0))
+    return config, steps, first_step, options, draw(st.integers(0, 2**53 - 1))
 
 
 @rows
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@settings(max_examples=3, deadline=None, print_blob=True)
-@given(num_inference_steps=st.integers(1, 50), seed=st.integers(0, 2**53 - 1))
-def test_table_is_the_scheduler(row, prediction_type, num_inference_steps, seed):
-    """A run by table ends with diffusers' latents, and has drawn the same noise."""
-    config = {**SD15, "prediction_type": prediction_type}
-    expected, state = run_diffusers(row, config, num_inference_steps, seed)
-    histories = Histories(2, SHAPE, CPU)
-    runner = Runner(histories, 1, row, num_inference_steps, seed=seed, config=config)
-    while not runner.is_done:
-        advance(histories, [runner])
-    assert_close(runner.latents, expected)
-    assert torch.equal(runner.generator.get_state(), state)
-    assert runner.schedule.residual <= MAX_RESIDUAL
+@settings(max_examples=2, deadline=None, print_blob=True)
+@given(data=st.data())
+def test_run_is_diffusers_run(row, data):
+    """From any step, with latents edited or not, a run has diffusers' latents after each call, and its noise."""
+    config, steps, first_step, options, seed = data.draw(runs(row.group))
+    is_edited = data.draw(st.booleans())
+    random = torch.Generator("cpu").manual_seed(seed + 1)
+    image = torch.randn((1, *SHAPE), generator=random)
+    edits = torch.rand((200, 1, *SHAPE), generator=random) if is_edited else None
+    try:
+        reference = Reference(row, config, steps, first_step, seed=seed, options=options)
+        trace, known = reference.run(image, edits)
+    except Exception as error:  # noqa: BLE001  whatever it is, ours must say the same
+        with pytest.raises(RenderFailed) as failure:
+            schedule_for(row, config, steps, first_step=first_step, timestep_options=options)
+        assert str(error) in str(failure.value)  # noqa: PT017  the error is the expectation
+        return
 
-
-@rows
-@pytest.mark.parametrize("num_inference_steps", [1, 2, 3, 50])
-def test_table_is_finite_at_the_edges(row, num_inference_steps):
-    """Very short and long schedules have finite weights, however few steps a solver has to warm up."""
-    schedule = schedule_for(row, {**SD15, "prediction_type": "epsilon"}, num_inference_steps)
-    assert len(schedule) >= num_inference_steps
+    schedule = schedule_for(row, config, steps, first_step=first_step, timestep_options=options)
+    assert schedule.weights is not None
     assert np.isfinite(schedule.weights).all()
-    assert np.isfinite(schedule.timesteps).all()
+    assert schedule.residual <= MAX_RESIDUAL
+    runner = Runner(Histories(2, SHAPE, CPU), 1, schedule, seed=seed, image=image, edits=edits)
+    for call in range(len(schedule)):
+        assert_close(runner.latents, trace[call], f"before call {call} of {len(schedule)}")
+        advance(runner.histories, [runner])
+        ours = schedule.renoise[call, 0] * image + schedule.renoise[call, 1] * runner.initial_noise
+        assert_close(ours, known[call + 1], f"the known part after call {call} of {len(schedule)}")
+    assert_close(runner.latents, trace[-1], "the end")
+    assert torch.equal(runner.generator.get_state(), reference.generator.get_state())
+
+
+@pytest.mark.parametrize(
+    "name", ["euler", "euler_ancestral", "ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "lcm", "tcd"]
+)
+def test_zero_terminal_snr(name):
+    """Models whose first step is pure noise, with its enormous sigma, are sampled as diffusers does."""
+    row = find_scheduler(name)
+    config = SD15 | {
+        "rescale_betas_zero_snr": True,
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing",
+    }
+    reference = Reference(row, config, 12, 0, seed=5)
+    image = torch.ones((1, *SHAPE))
+    trace, _ = reference.run(image, None)
+    runner = Runner(Histories(1, SHAPE, CPU), 0, schedule_for(row, config, 12), seed=5, image=image)
+    while not runner.is_done:
+        advance(runner.histories, [runner])
+    assert_close(runner.latents, trace[-1], name)
+
+
+def test_most_tables_hold_when_latents_are_edited():
+    """Only samplers that remember what their outputs cannot show need their own steps when inpainting."""
+    forgetful = set()
+    for row in (row for row in schedulers_of("diffusion") if row.a1111_schedule == "Automatic"):
+        if not schedule_for(row, SD15, 12).holds_when_edited:
+            forgetful.add(row.name)
+    assert forgetful == {"unipc", "pndm", "sa_solver"}
+
+
+def test_a_first_timestep_that_two_steps_share_is_the_first_step():
+    """Where diffusers' text-to-image loop runs off the end, the run begins at its beginning and has all its steps."""
+    row = find_scheduler("dpmpp_2m_beta")
+    scheduler = diffusers.DPMSolverMultistepScheduler.from_config({**SD15, **row.config})
+    scheduler.set_timesteps(50)
+    assert scheduler.timesteps[0] == scheduler.timesteps[1]
+    assert scheduler.index_for_timestep(scheduler.timesteps[0]) == 1
+    assert len(schedule_for(row, SD15, 50)) == 50
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("ddim", {"clip_sample": True}),
+        ("ddpm", {"clip_sample": True}),
+        ("dpmpp_2m_sde", {"thresholding": True}),
+        ("lcm", {"clip_sample": True}),
+        ("unipc", {"thresholding": True}),
+    ],
+)
+@pytest.mark.parametrize("is_edited", [False, True])
+def test_samplers_that_clip_use_their_own_steps(name, extra, is_edited):
+    """What clips or thresholds has no table, and by own steps every bit of diffusers' latents, edited or not."""
+    row, seed = find_scheduler(name), 7
+    image = torch.full((1, *SHAPE), 0.5)
+    edits = torch.rand((20, 1, *SHAPE), generator=torch.Generator("cpu").manual_seed(1)) if is_edited else None
+    schedule = schedule_for(row, SD15 | extra, 9, first_step=2)
+    assert schedule.weights is None
+    assert not schedule.holds_when_edited
+    trace, _ = Reference(row, SD15 | extra, 9, 2, seed=seed).run(image, edits)
+    own, generator, latents = OwnSteps(schedule, SHAPE, seed=seed), torch.Generator("cpu").manual_seed(seed), trace[0]
+    draw_noise(generator, SHAPE)
+    for call in range(len(schedule)):
+        prediction = model(latents * schedule.input_scale[call], schedule.timesteps[call], seed)
+        latents = edited(own.step(call, prediction, latents, generator), edits, call)
+        assert torch.equal(latents, trace[call + 1])
+
+
+def test_brownian_noise_is_diffusers():
+    """DPM++ SDE draws from a tree grown from the seed, not from the generator, and both ways give its numbers."""
+    row, seed = find_scheduler("dpmpp_sde_karras"), 2**53 - 1
+    schedule = schedule_for(row, SD15, 6)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    state = generator.get_state()
+    source = NoiseSource(schedule, generator, SHAPE, seed=seed)
+    reference = Reference(row, SD15, 6, 0, seed=seed)
+    asked = []
+    reference.scheduler.step(torch.zeros(1, *SHAPE), reference.timesteps[0], torch.zeros(1, *SHAPE))
+    tree = reference.scheduler.noise_sampler
+    for call, interval in enumerate(schedule.brownian.intervals):
+        if interval is None:
+            assert source.draw(call) is None
+        else:
+            expected = tree(*map(torch.tensor, interval))
+            assert torch.equal(source.draw(call), expected)
+            asked.append(interval)
+    assert len(asked) == len(schedule) - 1
+    assert torch.equal(generator.get_state(), state)
+
+
+@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_sde", "euler"])
+def test_noise_asked_for_again_is_not_drawn_again(name):
+    """After a failure the same call gets the same noise, and the next call what it would have got."""
+    schedule = schedule_for(find_scheduler(name), SD15, 5)
+
+    def drawn(times):
+        generator = torch.Generator("cpu").manual_seed(3)
+        source = NoiseSource(schedule, generator, SHAPE, seed=3)
+        return [[source.draw(call) for _ in range(times)][-1] for call in range(4)], generator.get_state()
+
+    (once, state), (thrice, state_again) = drawn(1), drawn(3)
+    assert torch.equal(state, state_again)
+    for first, again in zip(once, thrice, strict=True):
+        assert (first is None and again is None) or torch.equal(first, again)
+
+
+def test_own_step_that_failed_is_made_again():
+    """A step that fails halfway leaves neither scheduler nor generator changed; one that succeeded is not repeated."""
+    schedule = schedule_for(find_scheduler("dpmpp_2m_sde"), SD15 | {"thresholding": True}, 8)
+
+    def run(fails_at):
+        own, generator = OwnSteps(schedule, SHAPE, seed=0), torch.Generator("cpu").manual_seed(0)
+        latents = torch.ones(1, *SHAPE)
+        scheduler = own._prepared.scheduler
+        for call in range(len(schedule)):
+            prediction = model(latents, call, 0)
+            if call == fails_at:
+                true_update = scheduler.multistep_dpm_solver_second_order_update
+
+                def fail(*_, **__):
+                    raise torch.OutOfMemoryError("halfway")
+
+                scheduler.multistep_dpm_solver_second_order_update = fail
+                with pytest.raises(torch.OutOfMemoryError):
+                    own.step(call, prediction, latents, generator)
+                scheduler.multistep_dpm_solver_second_order_update = true_update
+            following = own.step(call, prediction, latents, generator)
+            assert own.step(call, prediction * 2, latents, generator) is following
+            latents = following
+        return latents
+
+    assert torch.equal(run(4), run(None))
+
+
+def test_own_steps_are_made_in_order():
+    """A call that does not follow the last one is an error, not another image."""
+    own = OwnSteps(schedule_for(find_scheduler("unipc"), SD15, 8), SHAPE, seed=0)
+    latents, generator = torch.ones(1, *SHAPE), torch.Generator("cpu")
+    with pytest.raises(ValueError, match="call 1 does not follow call -1"):
+        own.step(1, latents, latents, generator)
 
 
 @settings(max_examples=10, deadline=None, print_blob=True)
@@ -132,6 +383,7 @@ def test_company_changes_no_bit(data):
             max_size=8,
         )
     )
+    schedules = [schedule_for(row, SD3 if row.group == "flow" else SD15, steps) for row, steps, _, _ in wishes]
     histories = Histories(num_slots, SHAPE, CPU)
     free = list(range(num_slots))
     waiting, running, finished = list(enumerate(wishes)), [], {}
@@ -140,8 +392,8 @@ def test_company_changes_no_bit(data):
         for number, (row, steps, seed, joins_at) in list(waiting):
             if joins_at <= step and free:
                 slot = free.pop(data.draw(st.integers(0, len(free) - 1)))
-                running.append((number, Runner(histories, slot, row, steps, seed=seed)))
-                waiting.remove((number, wishes[number]))
+                running.append((number, Runner(histories, slot, schedules[number], seed=seed)))
+                waiting.remove((number, (row, steps, seed, joins_at)))
         if running:
             advance(histories, [runner for _, runner in running])
         for number, runner in list(running):
@@ -150,49 +402,55 @@ def test_company_changes_no_bit(data):
                 free.append(runner.slot)
                 running.remove((number, runner))
         step += 1
-    for number, (row, steps, seed, _) in enumerate(wishes):
+    for number, (row, _, seed, _) in enumerate(wishes):
         alone = Histories(num_slots, SHAPE, CPU)
-        runner = Runner(alone, 0, row, steps, seed=seed)
+        runner = Runner(alone, 0, schedules[number], seed=seed)
         while not runner.is_done:
             advance(alone, [runner])
-        assert torch.equal(finished[number], runner.latents)
+        assert torch.equal(finished[number], runner.latents), row.name
 
 
 def test_nan_of_a_neighbour_stays_there():
     """A run ruined by NaN ruins neither its neighbours nor the next run in its slot."""
     histories = Histories(2, SHAPE, CPU)
-    row = find_scheduler("euler")
-    ruined, healthy = (Runner(histories, slot, row, 4, seed=slot) for slot in range(2))
-    histories.advance([0, 1], [0, 0], [ruined.schedule] * 2, torch.full((2, *SHAPE), torch.nan), [None, None])
-    histories.begin(1, torch.ones(1, *SHAPE))
+    schedule = schedule_for(find_scheduler("euler"), SD15, 4)
+    deep = schedule_for(find_scheduler("lms"), SD15, 4)
+    Runner(histories, 0, schedule, seed=0)
+    healthy = Runner(histories, 1, deep, seed=1)
+    histories.advance([0, 1], [0, 0], [schedule, deep], torch.full((2, *SHAPE), torch.nan), [None, None])
+    histories.begin(1, torch.ones(1, *SHAPE), deep)
     healthy.call = 0
     advance(histories, [healthy])
     assert torch.isnan(histories.current([0], [1])).all()
     assert torch.isfinite(healthy.latents).all()
 
 
-def test_repeating_an_advance_changes_nothing():
-    """Advancing twice past the same call, as after a failure, ends with the same bits."""
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m_sde", "lms"])
+def test_advance_that_failed_is_made_again(name, monkeypatch):
+    """An advance that fails at its last write, and is made again, ends with the same bits."""
     histories = Histories(1, SHAPE, CPU)
-    runner = Runner(histories, 0, find_scheduler("lms"), 8, seed=0)
-    for _ in range(5):
-        advance(histories, [runner])
-    prediction = torch.ones(1, *SHAPE)
+    untroubled, troubled = (Histories(1, SHAPE, CPU) for _ in range(2))
     ends = []
-    for _ in range(2):
-        before = histories._columns.clone()
-        histories.advance([0], [5], [runner.schedule], prediction, [None])
-        ends.append(histories.current([0], [6]))
-        # All but the last write, as when the device fails in between.
-        following = 6 % 4
-        histories._columns[0, following] = before[0, following]
+    for histories in (untroubled, troubled):
+        runner = Runner(histories, 0, schedule_for(find_scheduler(name), SD15, 8), seed=0)
+        for call in range(6):
+            if histories is troubled and call > 0:
+                prediction, noise = runner.predict(), runner.noise.draw(call)
+                writes = []
+
+                def write(*args, true_write=histories._write, writes=writes):
+                    writes.append(args)
+                    if len(writes) == 2:
+                        raise torch.OutOfMemoryError("at the last write")
+                    true_write(*args)
+
+                with monkeypatch.context() as patch:
+                    patch.setattr(histories, "_write", write)
+                    with pytest.raises(torch.OutOfMemoryError):
+                        histories.advance([0], [call], [runner.schedule], prediction, [noise])
+            advance(histories, [runner])
+        ends.append(runner.latents)
     assert torch.equal(*ends)
-
-
-def test_clipping_sampler_is_refused():
-    """A sampler that clips is no linear recurrence, and the error says so and names it."""
-    with pytest.raises(RenderFailed, match=r"ddim with 10 steps is no linear recurrence.*clip"):
-        schedule_for(find_scheduler("ddim"), {**SD15, "clip_sample": True}, 10)
 
 
 def test_refusal_of_diffusers_is_passed_on():
@@ -201,8 +459,29 @@ def test_refusal_of_diffusers_is_passed_on():
         schedule_for(find_scheduler("lcm"), SD15, 60)
 
 
+def test_lcm_takes_more_steps_of_a_teacher_that_has_more():
+    """`original_inference_steps` reaches LCM and TCD, and other classes are not troubled with it."""
+    options = TimestepOptions(original_inference_steps=100)
+    assert len(schedule_for(find_scheduler("lcm"), SD15, 60, timestep_options=options)) == 60
+    assert len(schedule_for(find_scheduler("euler"), SD15, 60, timestep_options=options)) == 60
+
+
+def test_a_run_that_begins_at_its_end_is_refused():
+    """A run needs a step; an image that is to stay as it is does not come here."""
+    with pytest.raises(RenderFailed, match="euler with 4 steps from step 4: no steps are left"):
+        schedule_for(find_scheduler("euler"), SD15, 4, first_step=4)
+
+
+def test_numbers_that_are_not_finite_are_refused():
+    """A model that predicts noise cannot start from zero signal: diffusers divides by zero, and the unit fails."""
+    config = SD15 | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    with pytest.raises(RenderFailed, match="not finite"):
+        schedule_for(find_scheduler("ddim"), config, 10)
+
+
 def test_tables_are_cached():
-    """The same scheduler, model config and steps share one table; another config has its own."""
+    """The same scheduler, model config, steps and beginning share one table; another config has its own."""
     row = find_scheduler("dpmpp_2m")
     assert schedule_for(row, SD15, 9) is schedule_for(row, dict(SD15), 9)
     assert schedule_for(row, SD15, 9) is not schedule_for(row, {**SD15, "prediction_type": "v_prediction"}, 9)
+    assert schedule_for(row, SD15, 9) is not schedule_for(row, SD15, 9, first_step=3)
