@@ -64,6 +64,10 @@ class StorageDown(Transient):
     """The S3 endpoint does not answer, or not with success."""
 
 
+class HubDown(Transient):
+    """The hub of models does not answer, or not with success."""
+
+
 class Fatal(FarmError):
     """Trying again cannot help: the unit is failed and the reason recorded."""
 

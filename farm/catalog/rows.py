@@ -32,6 +32,12 @@ class ModelRow(Source):
     family: Family
     description: str = ""
     vae: Source | None = Field(None, description="A VAE to take instead of the model's own.")
+    config: str | None = Field(
+        None,
+        description="For a single file: folder or repository with its configs and tokenizers, and parts that it lacks;"
+        " by default that of the model it was trained from.",
+    )
+    config_revision: str | None = Field(None, description="Branch, tag or commit of that repository.")
     width: int = Field(gt=0, description="Native width; the default of a job.")
     height: int = Field(gt=0)
     size_multiple: int = Field(8, gt=0, description="Widths and heights are multiples of this.")

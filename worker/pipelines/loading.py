@@ -1,173 +1,156 @@
-"""From a catalog row to a pipeline on a device: find the files, hash them, load them, or say clearly why not.
+"""From a catalog row to a pipeline on a device: find the files, plan the memory, load the parts, or say why not.
 
-Only safetensors are read, never pickle. Every failure is a ModelBroken that names model, source and reason.
+Only safetensors are read, never pickle. Every failure names model, source and reason: a ModelBroken, or a HubDown when
+it is for the hub to come back. Where files are is farm/weights' business, what fits where farm/plans'.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from pathlib import Path
+import logging
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-import transformers
-from diffusers import DiffusionPipeline
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from farm.errors import ModelBroken
-from worker.pipelines.base import conv_layout
+from farm.errors import Fatal, HubDown, ModelBroken
+from farm.weights import Digests, Hub, Weights, has_weights
 from worker.pipelines.families import family_class
 from worker.pipelines.latent import Loaded
+from worker.pipelines.parts import load_part, load_tokenizer, settle, silence, vae_dtype
+from worker.pipelines.single_file import load_from_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable
+    from pathlib import Path
 
     from farm.catalog import ModelRow
+    from farm.weights import ModelFiles
+    from worker.lora import LoraLibrary
     from worker.pipelines.latent import LatentModel
 
-_PICKLE_SUFFIXES: Final = (".bin", ".ckpt", ".pt", ".pth")
+log: Final = logging.getLogger(__name__)
 
-_hashes: dict[tuple[str, int, int], str] = {}
-"""Digest of a file by path, mtime and size: reloading a model must not read gigabytes twice."""
+DIGESTS_FILE: Final = ".digests.json"
+"""Where digests of weights are kept, in the models folder."""
+_FIRST_WORD_S: Final = 2.0
+_WORDS_S: Final = 15.0
 
 
 def load_pipeline(
-    row: ModelRow, *, models_dir: Path, device: torch.device, device_name: str | None = None
+    row: ModelRow,
+    *,
+    models_dir: Path,
+    device: torch.device,
+    device_name: str | None = None,
+    hub: Hub | None = None,
+    loras: LoraLibrary | None = None,
 ) -> LatentModel:
-    """Load the model of `row` onto `device`: fp16 on CUDA, fp32 on a CPU.
+    """Load the model of `row` onto `device`: 16 bits on CUDA, fp32 on a CPU.
 
-    Raises ModelBroken, naming model, source and reason.
+    Raises ModelBroken or HubDown, naming model, source and reason.
     """
-    transformers.utils.logging.disable_progress_bar()  # a worker's log is read by machines
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    family = family_class(row.family)
+    silence()
     try:
-        folder = _find_folder(row, models_dir)
-        weights = _find_weights(folder, [part for part in family.component_types if not _is_tokenizer(part)])
-        model_hash = hash_weights(folder, weights)
-        config = _read_json(folder / "scheduler" / "scheduler_config.json")
-        index = _read_json(folder / "model_index.json")
-        return family(
-            Loaded(
-                name=row.name,
-                parts={
-                    part: _load_part(family, part, folder / part, dtype=dtype, device=device)
-                    for part in family.component_types
-                },
-                scheduler_config={**config, **row.scheduler_config},
-                options=index,
-                model_hash=model_hash,
-                device=device,
-                device_name=device_name or _kind(device),
-                dtype=dtype,
-                max_batch=row.max_batch,
-                max_sequence_length=row.max_sequence_length,
-                embeddings_dir=models_dir / "embeddings",
-            )
+        files = Weights(models_dir, hub or Hub()).model(
+            row, prefer_fp16=device.type == "cuda", on_progress=_telling(f"downloading {row.name}")
+        )
+        digests = Digests(models_dir / DIGESTS_FILE)
+        model_hash = files.model_hash(digests, _telling(f"hashing the weights of {row.name}"))
+        return _load(
+            row,
+            files,
+            model_hash=model_hash,
+            models_dir=models_dir,
+            device=device,
+            device_name=device_name or _kind(device),
+            loras=loras,
         )
     except torch.OutOfMemoryError:
         raise  # the engine can make room
+    except HubDown as error:
+        raise HubDown(f"model {row.name} ({row.source}): {error}") from error
     # What transformers and diffusers raise for a broken folder is any of these.
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
+    except (Fatal, OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelBroken(f"model {row.name} ({row.source}): {reason}") from error
 
 
-def hash_weights(folder: Path, weights: list[Path]) -> str:
-    """Return the sha256, hex, over the digests of `weights` in order of their path in `folder`."""
-    whole = hashlib.sha256()
-    for path in sorted(weights):
-        whole.update(f"{path.relative_to(folder).as_posix()} {_hash_file(path)}\n".encode())
-    return whole.hexdigest()
-
-
-def _hash_file(path: Path) -> str:
-    status = path.stat()
-    key = (str(path.resolve()), status.st_mtime_ns, status.st_size)
-    if key not in _hashes:
-        with path.open("rb") as file:
-            _hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _hashes[key]
-
-
-def _find_folder(row: ModelRow, models_dir: Path) -> Path:
-    """Return the model's folder: local if there is one, else the hub's snapshot, downloaded when needed."""
-    local = models_dir / row.source  # an absolute source stays as it is
-    if local.is_dir():
-        return local
-    # `owner/name` may be a hub repository; anything else can only have been a folder.
-    if row.source.count("/") != 1 or row.source.startswith((".", "/")):
-        raise FileNotFoundError(f"there is no folder {local}")
-    try:
-        snapshot = DiffusionPipeline.download(
-            row.source,
-            revision=row.revision,
-            use_safetensors=True,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+def _load(
+    row: ModelRow,
+    files: ModelFiles,
+    *,
+    model_hash: str,
+    models_dir: Path,
+    device: torch.device,
+    device_name: str,
+    loras: LoraLibrary | None,
+) -> LatentModel:
+    family = family_class(row.family)
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    index = files.folder / "model_index.json"
+    config = _read_json(files.folder / "scheduler" / "scheduler_config.json")
+    parts = {
+        part: _load_part(family, part, files, dtype=dtype, device=device)
+        for part in family.component_types
+        if files.has(part)
+    }
+    return family(
+        Loaded(
+            name=row.name,
+            parts=parts,
+            scheduler_config={**config, **files.kind.prediction, **row.scheduler_config},
+            options=_read_json(index) if index.is_file() else {},
+            model_hash=model_hash,
+            device=device,
+            device_name=device_name,
+            dtype=dtype,
+            max_batch=row.max_batch,
+            max_sequence_length=row.max_sequence_length,
+            embeddings_dir=models_dir / "embeddings",
+            loras=loras,
         )
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        raise FileNotFoundError(f"there is no folder {local}, and the hub says: {reason}") from error
-    return Path(snapshot)
-
-
-def _find_weights(folder: Path, parts: Iterable[str]) -> list[Path]:
-    """Return the safetensors of all `parts`, each seen to have an intact header."""
-    weights = []
-    for part in parts:
-        found = sorted((folder / part).glob("*.safetensors"))
-        if not found:
-            pickled = any(path.suffix in _PICKLE_SUFFIXES for path in (folder / part).glob("*"))
-            reason = "only pickled weights, which can run code" if pickled else "no weights"
-            raise FileNotFoundError(f"{folder / part} holds {reason}; safetensors are needed")
-        weights += found
-    for path in weights:
-        try:
-            with safe_open(path, framework="pt") as file:
-                file.keys()
-        except SafetensorError as error:
-            raise ValueError(f"{path} is corrupt: {error}") from error
-    return weights
-
-
-def _load_part(family: type[LatentModel], part: str, folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
-    """Load one component; weights that its config calls for and the file lacks are an error, not random numbers."""
-    cls = family.component_types[part]
-    if _is_tokenizer(part):
-        return cls.from_pretrained(folder, local_files_only=True)
-    if part == "vae":
-        dtype = vae_dtype(family, cls.load_config(folder, local_files_only=True), dtype)
-    # transformers and diffusers have a name of their own each for the same thing.
-    name = "dtype" if issubclass(cls, transformers.PreTrainedModel) else "torch_dtype"
-    module, info = cls.from_pretrained(
-        folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **{name: dtype}
     )
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{folder} lacks {len(missing)} weights, {missing[0]} first")
-    return place(module, device)
 
 
-def place(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """Put `module` on `device`, laid out for inference, and return it."""
-    module.to(device).to(memory_format=conv_layout(device))  # type: ignore[call-overload]  # torch's stubs lack it
-    return module.eval().requires_grad_(requires_grad=False)
+def _load_part(
+    family: type[LatentModel], part: str, files: ModelFiles, *, dtype: torch.dtype, device: torch.device
+) -> Any:
+    """Load one part from where it is: a folder, the model's single file, or the source of a VAE of its own."""
+    cls = family.component_types[part]
+    folder = files.folder / part
+    if not has_weights(part):
+        return load_tokenizer(cls, folder)
+    own = files.vae if part == "vae" else None
+    if own is not None and own.folder is not None:
+        folder = own.folder
+    if part == "vae":
+        dtype = vae_dtype(family, _read_json(folder / "config.json"), dtype)
+    if own is not None and own.file is not None:
+        module = load_from_file(cls, own.file, own.names, folder, dtype=dtype, device=device)
+    elif own is None and part in files.held:
+        assert files.single is not None  # noqa: S101  it is what holds the part
+        module = load_from_file(cls, files.single, files.held[part], folder, dtype=dtype, device=device)
+    else:
+        chosen = files.parts[part] if own is None else own.chosen
+        module = load_part(cls, folder, variant=chosen.variant if chosen else None, dtype=dtype, device=device)
+    return settle(module, device)
 
 
-def vae_dtype(family: type[LatentModel], config: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:
-    """Return what a VAE computes in where the denoiser computes in `dtype`.
+def _telling(what: str) -> Callable[[int, int], None]:
+    """Return an `on_progress` that logs how far `what` is, now and then, once it takes longer than a moment."""
+    began = time.monotonic()
+    due = began + _FIRST_WORD_S
 
-    Where fp16 would overflow diffusers' pipelines go to fp32 without a word, which takes ten times as long; bf16 has
-    the range of fp32 at the speed of fp16, for a little precision that no eye sees.
-    """
-    overflows = family.heeds_force_upcast and config.get("force_upcast", True)
-    return torch.bfloat16 if overflows and dtype == torch.float16 else dtype
+    def tell(done_bytes: int, num_bytes: int) -> None:
+        nonlocal due
+        now = time.monotonic()
+        if now >= due:
+            due = now + _WORDS_S
+            log.info("%s: %.1f of %.1f GB", what, done_bytes / 1e9, num_bytes / 1e9, extra={"action": "model_progress"})
 
-
-def _is_tokenizer(part: str) -> bool:
-    return part.startswith("tokenizer")
+    return tell
 
 
 def _read_json(path: Path) -> dict[str, Any]:
