@@ -10,8 +10,8 @@ from farm.errors import Refused
 LORA_NAME: Final = re.compile(r"^\w[\w .+-]*(/\w[\w .+-]*)*$")
 """Letters, digits, blanks and `_ . + -`, in folders or not; no part begins with a dot, so none leads outside."""
 
-MAX_LORA_WEIGHT: Final = 100.0
-"""Beyond this, either way, a weight is a slip of the pen; half precision would overflow."""
+MAX_LORA_WEIGHT: Final = 10.0
+"""Beyond this, either way, a weight is a slip of the pen."""
 
 _TAG: Final = re.compile(r"<(?:lora|lyco):(?P<content>[^<>]*)(?P<end>>?)", re.IGNORECASE)
 _WEIGHT: Final = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)", re.ASCII)

@@ -31,6 +31,7 @@ class EmbeddingCache:
         self.num_bytes = 0
         self.hits = 0
         self.misses = 0
+        self.served_bytes = 0  # of all that was returned, each time
         self._encodings: OrderedDict[Hashable, Any] = OrderedDict()
 
     def __len__(self) -> int:
@@ -44,9 +45,12 @@ class EmbeddingCache:
         if key in self._encodings:
             self.hits += 1
             self._encodings.move_to_end(key)
-            return cast("EncodingT", self._encodings[key])
+            kept = cast("EncodingT", self._encodings[key])
+            self.served_bytes += kept.num_bytes
+            return kept
         self.misses += 1
         encoding = encode()
+        self.served_bytes += encoding.num_bytes
         if encoding.num_bytes <= self.max_bytes:
             self._encodings[key] = encoding
             self.num_bytes += encoding.num_bytes

@@ -6,7 +6,7 @@ AUTOMATIC1111's rules beyond that. Which encoders a family has, and what becomes
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -17,7 +17,8 @@ from worker.text.chunks import Chunk, Token, Vocabulary, cut, truncate
 from worker.text.reading import Part, Reading, read
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from worker.text.cache import EmbeddingCache
     from worker.text.inversion import Inversions
@@ -62,7 +63,8 @@ class ClipText:
     """A CLIP tokenizer and its text model, with the `cache` that it shares with the other encoders of the pipeline.
 
     `part` is its name among them and in files of textual inversion: `clip_l` or `clip_g`. The model may live elsewhere
-    and move about: it is called where it is, and only for what the cache does not have. Results are on `device`.
+    and move about: it is called where it is within the context of `at_hand`, and only for what the cache does not have.
+    Results are on `device`.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class ClipText:
         cache: EmbeddingCache,
         part: str = "clip_l",
         inversions: Inversions | None = None,
+        at_hand: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._tokenizer = tokenizer
         self._model = model
@@ -81,6 +84,7 @@ class ClipText:
         self._cache = cache
         self._part = part
         self._inversions = inversions
+        self._at_hand = at_hand
         self._has_mask = bool(getattr(model.config, "use_attention_mask", False))
         self._vocabulary = Vocabulary(
             bos=tokenizer.bos_token_id,
@@ -134,7 +138,8 @@ class ClipText:
             if lost:
                 ignored = self._tokenizer.decode([token.id for token in lost if token.vector is None])
                 warnings = (*warnings, f"is too long for the model, ignored: {ignored!r}")
-        encoded = [self._run(chunk, layer, clip_skip) for chunk in chunks]
+        with self._at_hand():
+            encoded = [self._run(chunk, layer, clip_skip) for chunk in chunks]
         return ClipEncoding(
             states=torch.cat([states for states, _ in encoded], dim=1),
             pooled=encoded[0][1],

@@ -5,13 +5,15 @@ T5 reads sentences, and neither weights nor BREAK nor textual inversion mean any
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
+    from contextlib import AbstractContextManager
 
     from worker.text.cache import EmbeddingCache
 
@@ -32,15 +34,24 @@ class T5Encoding:
 class T5Text:
     """A T5 tokenizer and its encoder, with the `cache` that it shares with the other encoders of the pipeline.
 
-    The model may live elsewhere and move about: it is called where it is, and only for what the cache does not have.
-    Results are on `device`.
+    The model may live elsewhere and move about: it is called where it is within the context of `at_hand`, and only for
+    what the cache does not have. Results are on `device`.
     """
 
-    def __init__(self, tokenizer: Any, model: Any, *, device: torch.device, cache: EmbeddingCache) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        model: Any,
+        *,
+        device: torch.device,
+        cache: EmbeddingCache,
+        at_hand: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._tokenizer = tokenizer
         self._model = model
         self._device = device
         self._cache = cache
+        self._at_hand = at_hand
 
     def encode(self, text: str, *, max_sequence_length: int = 512, adapters: Hashable = None) -> T5Encoding:
         """Encode `text` at batch 1, padded to `max_sequence_length` tokens; no mask hides the padding.
@@ -58,5 +69,6 @@ class T5Text:
         warnings: tuple[str, ...] = ()
         if len(whole) > limit:  # both end with T5's last token
             warnings = (f"is too long for the model, ignored: {self._tokenizer.decode(whole[limit - 1 : -1])!r}",)
-        states = self._model(ids.to(self._model.device))[0]
-        return T5Encoding(states.to(self._device, self._model.dtype), warnings)
+        with self._at_hand():
+            states = self._model(ids.to(self._model.device))[0].to(self._device, self._model.dtype)
+        return T5Encoding(states, warnings)

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farm.errors import Refused
-from farm.prompts import LORA_NAME, MAX_LORA_WEIGHT, Lora, extract_loras
+from farm.prompts import LORA_NAME, Lora, extract_loras
 
 NAMES = st.from_regex(LORA_NAME, fullmatch=True).map(str.strip).filter(LORA_NAME.fullmatch)
-WEIGHTS = st.integers(-9_999, 9_999).map(lambda hundredths: hundredths / 100)
+WEIGHTS = st.integers(-999, 999).map(lambda hundredths: hundredths / 100)
 WORDS = st.text("abc ,.:()[]<>\n", max_size=12).filter(lambda text: "<" not in text)
 
 
@@ -55,7 +55,7 @@ def test_a_prompt_without_tags_is_left_alone(prompt):
         ("<lora:ink:strong>", "weight"),
         ("<lora:ink:nan>", "weight"),
         ("<lora:ink:1e9>", "weight"),
-        ("<lora:ink:101>", "weight"),
+        ("<lora:ink:10.1>", "no number from -10 to 10"),
         ("<lora:ink:1:te=0.5>", "weight"),
         ("<lora:ink:0.5:0.7>", "weights that differ"),
         ("<lora:ink:0.5", "has no end"),
@@ -101,4 +101,3 @@ def test_a_long_row_of_half_tags_is_read_at_once():
     with pytest.raises(Refused, match="has no end"):
         extract_loras("<lora:" + "a " * 4000)
     assert extract_loras("<lora" * 1600) == ("<lora" * 1600, ())
-    assert MAX_LORA_WEIGHT == 100
