@@ -28,7 +28,18 @@ SIZE_PX = 16
 """Native size: latents of 8 x 8, as the VAE has two levels."""
 
 _WIDTH = 16
-_PROJECTED = 8  # numbers of a projected pooled state
+_WIDE = 24  # of CLIP-G
+_PROJECTED = 8  # numbers of its projected pooled state
+
+_SDXL_UNET = {
+    "cross_attention_dim": _WIDTH + _WIDE,
+    "attention_head_dim": (1, 2),
+    "transformer_layers_per_block": (1, 2),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 6 * 4 + _PROJECTED,
+}
 
 
 def save_tiny_sd15(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
@@ -61,24 +72,14 @@ def _save_sd(folder: Path, text_encoder: Any, unet: Any, tokenizer: CLIPTokenize
 
 
 def save_tiny_sdxl(folder: Path, *, force_zeros: bool = True, seed: int = 0, **unet: Any) -> Path:
-    """Save a random SDXL to `folder` and return the folder; `unet` adds to the UNet's config."""
+    """Save a random SDXL to `folder` and return the folder; `unet` changes the UNet's config."""
     torch.manual_seed(seed)
-    wide = 24
     pipeline = StableDiffusionXLPipeline(
         text_encoder=_text_encoder(),
         text_encoder_2=_text_encoder(
-            CLIPTextModelWithProjection, hidden_size=wide, hidden_act="gelu", projection_dim=_PROJECTED
+            CLIPTextModelWithProjection, hidden_size=_WIDE, hidden_act="gelu", projection_dim=_PROJECTED
         ),
-        unet=_unet(
-            cross_attention_dim=_WIDTH + wide,
-            attention_head_dim=(1, 2),
-            transformer_layers_per_block=(1, 2),
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=4,
-            projection_class_embeddings_input_dim=6 * 4 + _PROJECTED,
-            **unet,
-        ),
+        unet=_unet(**_SDXL_UNET | unet),
         tokenizer=clip_tokenizer(),
         tokenizer_2=clip_tokenizer(pad_token="!"),
         vae=_vae(scaling_factor=0.13025),
