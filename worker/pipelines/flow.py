@@ -6,25 +6,36 @@ img2img begins. A family adds its text encoders and the one call of its transfor
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 import torch
 
 from farm.errors import RenderFailed
-from worker.pipelines.base import guide, pack, pad_rows
+from worker.pipelines.base import Encoded, guide, pack, pad_rows
 from worker.pipelines.latent import LatentModel
+from worker.text.clip import ClipText
+from worker.text.t5 import T5Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from worker.pipelines.base import Ride
-    from worker.text.clip import ClipEncoding
+    from farm.jobs import Unit
+    from worker.pipelines.base import Inputs, Ride
+    from worker.pipelines.latent import Loaded
+    from worker.text.clip import ClipEncoding, Layer
     from worker.text.t5 import T5Encoding
 
 PATCH: Final = 2
 """Latents on a side of what the transformer sees as one token."""
+
+
+class Encode(Protocol):
+    """One of a model's text encoders, with all that its results depend on beside the text."""
+
+    def __call__(self, text: str, *, clip_skip: int) -> ClipEncoding | T5Encoding:
+        """Encode `text`; from the cache, if it is there."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,13 +66,16 @@ class Rows:
     pooled: torch.Tensor
 
 
-class FlowModel(LatentModel, ABC):
+class FlowModel(LatentModel):
     """One flow-matching model on one device."""
 
     denoiser: ClassVar[str] = "transformer"
 
     max_shift: ClassVar[float]
     """The shift at the largest image, where the scheduler's config does not say."""
+
+    encoders: Sequence[tuple[str, Encode]]
+    """The text encoders by the names that users know, in the order in which `_join` takes what they make of a text."""
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """Return (channels, h/8, w/8); raises RenderFailed where the sides are no whole number of patches."""
@@ -73,6 +87,59 @@ class FlowModel(LatentModel, ABC):
     def first_step(self, num_inference_steps: int, strength: float) -> int:
         """Return where a run from a picture begins, rounded as diffusers' img2img pipelines for flow models do."""
         return int(num_inference_steps - min(num_inference_steps * strength, num_inference_steps))
+
+    def encode(self, unit: Unit, _inputs: Inputs) -> Encoded:
+        """Encode the prompt, and the negative one when the unit is guided; `clip_skip` holds for the prompt alone."""
+        texts = {"prompt": (unit.prompt, unit.clip_skip)}
+        if unit.guided:
+            texts["negative_prompt"] = (unit.negative_prompt, 0)
+        encodings: Mapping[str, list[ClipEncoding | T5Encoding]] = {field: [] for field in texts}
+        warnings: dict[str, None] = {}  # in order, and once where two encoders of a name say the same
+        # Both texts by one encoder, then by the next: each may have to come to the device.
+        for name, encode in self.encoders:
+            for field, (text, clip_skip) in texts.items():
+                encoding = encode(text, clip_skip=clip_skip)
+                encodings[field].append(encoding)
+                # What is cut for one encoder may not be for another.
+                warnings |= {f"{field}, as {name} reads it, {warning}": None for warning in encoding.warnings}
+        prompt = self._join(encodings["prompt"])
+        negative = self._join(encodings["negative_prompt"]) if unit.guided else None
+        return Encoded(Conditioning(prompt, negative, unit.guidance_scale), warnings=tuple(warnings))
+
+    def _clip_encoder(self, loaded: Loaded, suffix: str, *, part: str, layer: Layer) -> Encode:
+        """Return the CLIP in `tokenizer` and `text_encoder` of this suffix; `part` is its name for the cache."""
+        clip = ClipText(
+            loaded.parts[f"tokenizer{suffix}"],
+            loaded.parts[f"text_encoder{suffix}"],
+            device=self.device,
+            cache=self.text_cache,
+            part=part,
+            at_hand=self.at_hand(f"text_encoder{suffix}"),
+        )
+
+        def encode(text: str, *, clip_skip: int) -> ClipEncoding:
+            return clip.encode(text, layer=layer, clip_skip=clip_skip, weighted=False, adapters=self.text_adapters)
+
+        return encode
+
+    def _t5_encoder(self, loaded: Loaded, suffix: str) -> Encode:
+        """Return the T5 in `tokenizer` and `text_encoder` of this suffix."""
+        t5 = T5Text(
+            loaded.parts[f"tokenizer{suffix}"],
+            loaded.parts[f"text_encoder{suffix}"],
+            device=self.device,
+            cache=self.text_cache,
+            at_hand=self.at_hand(f"text_encoder{suffix}"),
+        )
+
+        def encode(text: str, *, clip_skip: int) -> T5Encoding:  # noqa: ARG001  nobody skips layers of T5
+            return t5.encode(text, max_sequence_length=loaded.max_sequence_length, adapters=self.text_adapters)
+
+        return encode
+
+    @abstractmethod
+    def _join(self, encodings: Sequence[Any]) -> Text:
+        """Return what the transformer reads of one text: what `encoders` made of it, put together."""
 
     def predict(
         self, latents: torch.Tensor, rides: Sequence[Ride], *, guided: bool, batch_shape: int | None
@@ -118,8 +185,3 @@ class FlowModel(LatentModel, ABC):
         least, greatest = config.get("base_shift", 0.5), config.get("max_shift", self.max_shift)
         slope = (greatest - least) / (most - fewest)
         return float((height // side_px) * (width // side_px) * slope + (least - slope * fewest))
-
-
-def remarks(field: str, encodings: Iterable[tuple[str, ClipEncoding | T5Encoding]]) -> list[str]:
-    """Return the warnings of one text, each with its encoder: what is cut for one may not be for another."""
-    return [f"{field}, as {name} reads it, {warning}" for name, encoding in encodings for warning in encoding.warnings]

@@ -5,7 +5,8 @@ Latents are kept as the VAE has them, [16, h/8, w/8]; the transformer's patches 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,23 +14,16 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from worker.pipelines.base import Encoded
-from worker.pipelines.flow import PATCH, Conditioning, FlowModel, Rows, Text, remarks
+from worker.pipelines.flow import PATCH, FlowModel, Rows, Text
 from worker.sampling import TimestepOptions
-from worker.text.cache import EmbeddingCache
-from worker.text.clip import ClipText
-from worker.text.t5 import T5Text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from farm.catalog import Family
     from farm.jobs import Unit
-    from worker.pipelines.base import Inputs
+    from worker.pipelines.base import Encoded, Inputs
     from worker.pipelines.latent import Loaded
-
-_CACHE_BYTES: Final = 192 * 2**20
-"""For encoded prompts: 512 x 4096 numbers in 16 bits are 4 MiB each."""
 
 
 class FluxPipeline(FlowModel):
@@ -44,6 +38,7 @@ class FluxPipeline(FlowModel):
         "transformer": FluxTransformer2DModel,
         "vae": AutoencoderKL,
     }
+    cache_bytes: ClassVar[int] = 192 * 2**20  # 512 x 4096 numbers of T5 in 16 bits are 4 MiB
     max_shift: ClassVar[float] = 1.15
 
     def __init__(self, loaded: Loaded) -> None:
@@ -57,29 +52,26 @@ class FluxPipeline(FlowModel):
                 f" {self.coder.channels * PATCH**2} are supported"
             )
         self._takes_guidance: bool = self._transformer.config.guidance_embeds
-        self._max_sequence_length = loaded.max_sequence_length
-        cache = EmbeddingCache(_CACHE_BYTES)
-        self._clip = ClipText(parts["tokenizer"], parts["text_encoder"], device=self.device, cache=cache)
-        self._t5 = T5Text(parts["tokenizer_2"], parts["text_encoder_2"], device=self.device, cache=cache)
+        self.encoders = (
+            ("CLIP", self._clip_encoder(loaded, "", part="clip_l", layer="last")),
+            ("T5", self._t5_encoder(loaded, "_2")),
+        )
 
     def timestep_options(self, num_inference_steps: int, height: int, width: int) -> TimestepOptions:
         """Return even sigmas from 1 to 1/steps, and the shift that goes with the size."""
         sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
         return TimestepOptions(sigmas=tuple(sigmas.tolist()), mu=self._mu(height, width))
 
-    def encode(self, unit: Unit, _inputs: Inputs) -> Encoded:
+    def encode(self, unit: Unit, inputs: Inputs) -> Encoded:
         """Encode the prompt, and the negative one when the unit is guided."""
-        warnings: list[str] = []
-        if unit.clip_skip:
-            warnings.append("clip_skip is ignored: this model reads no states of CLIP")
-        prompt = self._encode("prompt", unit.prompt, warnings)
-        negative = self._encode("negative_prompt", unit.negative_prompt, warnings) if unit.guided else None
-        return Encoded(Conditioning(prompt, negative, unit.guidance_scale), warnings=tuple(warnings))
+        encoded = super().encode(replace(unit, clip_skip=0), inputs)
+        if not unit.clip_skip:
+            return encoded
+        ignored = "clip_skip is ignored: of CLIP this model reads what is made of all layers"
+        return encoded._replace(warnings=(*encoded.warnings, ignored))
 
-    def _encode(self, field: str, text: str, warnings: list[str]) -> Text:
-        clip = self._clip.encode(text, layer="last", weighted=False, adapters=self.text_adapters)
-        t5 = self._t5.encode(text, max_sequence_length=self._max_sequence_length)
-        warnings += remarks(field, [("CLIP", clip), ("T5", t5)])
+    def _join(self, encodings: Sequence[Any]) -> Text:
+        clip, t5 = encodings
         return Text(t5.states, clip.pooled)
 
     def _denoise(self, rows: Rows) -> torch.Tensor:

@@ -5,23 +5,31 @@ A family adds its text encoders and its denoiser: `encode` and `predict` (worker
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from farm.errors import RenderFailed
 from worker.lora import LoraLibrary, LoraPatch
+from worker.pipelines.base import NO_INPUTS
 from worker.pipelines.vae import ImageCoder
+from worker.pipelines.visits import Visits, encode_ahead
 from worker.sampling import TimestepOptions
+from worker.text.cache import EmbeddingCache
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from farm.catalog import Family
     from farm.jobs import Unit
     from farm.prompts import Lora
+    from worker.pipelines.base import Encoded, Inputs, Ride
+    from worker.pipelines.placement import Placement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,7 +37,8 @@ class Loaded:
     """A model's weights in memory, and where they came from: what a family is built of."""
 
     name: str  # in the catalog
-    parts: Mapping[str, Any]  # by diffusers' names: tokenizer, text_encoder, unet, vae, …; on the device
+    parts: Mapping[str, Any]  # by diffusers' names: tokenizer, text_encoder, unet, vae, …
+    placement: Placement | None = None  # where they live; None: all on the device
     scheduler_config: Mapping[str, Any]
     options: Mapping[str, Any] = field(default_factory=dict)  # the pipeline's own settings in model_index.json
     model_hash: str  # sha256 of the weights, hex
@@ -42,7 +51,7 @@ class Loaded:
     loras: LoraLibrary | None = None
 
 
-class LatentModel:
+class LatentModel(ABC):
     """One latent diffusion model on one device."""
 
     family: ClassVar[Family]
@@ -55,6 +64,12 @@ class LatentModel:
 
     heeds_force_upcast: ClassVar[bool] = False
     """Whether the VAE of this family overflows in fp16 unless its config says that it does not."""
+
+    cache_bytes: ClassVar[int] = 64 * 2**20
+    """How much encoded text is kept on the device; memory plans count on less than farm.plans' EMBEDDINGS_BYTES."""
+
+    takes_mask = False
+    """Whether the denoiser takes mask and masked picture as further channels, and renders nothing without."""
 
     def __init__(self, loaded: Loaded) -> None:
         self.name = loaded.name
@@ -69,6 +84,9 @@ class LatentModel:
         }
         self._patch = None if loaded.loras is None else LoraPatch(loaded.loras, self.family, adaptable)
         self.coder = ImageCoder(loaded.parts["vae"], device=loaded.device)
+        self.text_cache = EmbeddingCache(self.cache_bytes)
+        encoders = [name for name, part in adaptable.items() if name.startswith("text_encoder")]
+        self._visits = Visits(loaded.placement, encoders)
 
     def timestep_options(self, _num_inference_steps: int, _height: int, _width: int) -> TimestepOptions:
         """Return nothing: the number of steps says it all."""
@@ -99,8 +117,27 @@ class LatentModel:
         """The LoRAs that change what words become at the moment: a part of any key that embeddings are kept under."""
         return () if self._patch is None else self._patch.text_key
 
+    def at_hand(self, text_encoder: str) -> Callable[[], AbstractContextManager[None]]:
+        """Return the context in which this part is on the device, as encoders in worker/text want it."""
+        return partial(self._visits.at_hand, text_encoder)
+
     def encode_ahead(self, units: Sequence[Unit]) -> None:
-        """Do nothing: the text encoders are at hand."""
+        """Encode the words of `units`, as many as the cache holds, if text encoders must come to the device for it."""
+
+        def encode(unit: Unit) -> Encoded:
+            return self.encode(replace(unit, controlnets=()), NO_INPUTS)  # pictures are not there yet
+
+        encode_ahead(units, encode, self._visits, self.text_cache)
+
+    @abstractmethod
+    def encode(self, unit: Unit, inputs: Inputs) -> Encoded:
+        """Encode a unit's words and pictures, one unit at a time: the result never depends on company."""
+
+    @abstractmethod
+    def predict(
+        self, latents: torch.Tensor, rides: Sequence[Ride], *, guided: bool, batch_shape: int | None
+    ) -> torch.Tensor:
+        """Return the guided prediction of every seat, float32 [seats, *latent_shape], as Pipeline says."""
 
     def encode_image(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Encode [1, 3, h, w] of -1 to 1 to latents [1, *latent_shape], float32, drawing once from `generator`."""

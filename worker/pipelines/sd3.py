@@ -5,30 +5,21 @@ The T5 may be left out, as users do who are short of memory: zeros stand where i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch.nn.functional import pad
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from worker.pipelines.base import Encoded
-from worker.pipelines.flow import Conditioning, FlowModel, Rows, Text, remarks
+from worker.pipelines.flow import FlowModel, Rows, Text
 from worker.sampling import TimestepOptions
-from worker.text.cache import EmbeddingCache
-from worker.text.clip import ClipText
-from worker.text.t5 import T5Text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from farm.catalog import Family
-    from farm.jobs import Unit
-    from worker.pipelines.base import Inputs
     from worker.pipelines.latent import Loaded
-
-_CACHE_BYTES: Final = 128 * 2**20
-"""For encoded prompts: 256 x 4096 numbers of T5 in 16 bits are 2 MiB each, those of the CLIPs a sixth of that."""
 
 
 class Sd3Pipeline(FlowModel):
@@ -45,6 +36,7 @@ class Sd3Pipeline(FlowModel):
         "transformer": SD3Transformer2DModel,
         "vae": AutoencoderKL,
     }
+    cache_bytes: ClassVar[int] = 128 * 2**20  # 256 x 4096 numbers of T5 in 16 bits are 2 MiB
     max_shift: ClassVar[float] = 1.16
 
     def __init__(self, loaded: Loaded) -> None:
@@ -57,45 +49,25 @@ class Sd3Pipeline(FlowModel):
                 f"its transformer takes {channels} channels; only text-to-image models of the {self.coder.channels}"
                 " that its VAE makes are supported"
             )
-        self._max_sequence_length = loaded.max_sequence_length
-        self._width: int = self._transformer.config.joint_attention_dim
-        cache = EmbeddingCache(_CACHE_BYTES)
-        self._clips = [
-            ClipText(parts["tokenizer"], parts["text_encoder"], device=self.device, cache=cache, part="clip_l"),
-            ClipText(parts["tokenizer_2"], parts["text_encoder_2"], device=self.device, cache=cache, part="clip_g"),
+        self._t5_shape = (1, loaded.max_sequence_length, self._transformer.config.joint_attention_dim)
+        self.encoders = [
+            ("CLIP", self._clip_encoder(loaded, "", part="clip_l", layer="penultimate")),
+            ("CLIP", self._clip_encoder(loaded, "_2", part="clip_g", layer="penultimate")),
         ]
-        self._t5: T5Text | None = None
         if parts.get("text_encoder_3") is not None:
-            self._t5 = T5Text(parts["tokenizer_3"], parts["text_encoder_3"], device=self.device, cache=cache)
+            self.encoders.append(("T5", self._t5_encoder(loaded, "_3")))
 
     def timestep_options(self, _num_inference_steps: int, height: int, width: int) -> TimestepOptions:
         """Return the shift that goes with the size, where the scheduler's config asks for one; sigmas are its own."""
         return TimestepOptions(mu=self._mu(height, width))
 
-    def encode(self, unit: Unit, _inputs: Inputs) -> Encoded:
-        """Encode the prompt, and the negative one when the unit is guided; `clip_skip` holds for the prompt alone."""
-        warnings: list[str] = []
-        prompt = self._encode("prompt", unit.prompt, unit.clip_skip, warnings)
-        negative = self._encode("negative_prompt", unit.negative_prompt, 0, warnings) if unit.guided else None
-        return Encoded(Conditioning(prompt, negative, unit.guidance_scale), warnings=tuple(warnings))
-
-    def _encode(self, field: str, text: str, clip_skip: int, warnings: list[str]) -> Text:
+    def _join(self, encodings: Sequence[Any]) -> Text:
         """Return the CLIPs' states side by side, widened with zeros to T5's, and then T5's."""
-        clips = [
-            clip.encode(text, layer="penultimate", clip_skip=clip_skip, weighted=False, adapters=self.text_adapters)
-            for clip in self._clips
-        ]
-        warnings += remarks(field, [("CLIP", clips[0])])  # both have the same vocabulary and length
-        states = torch.cat([clip.states for clip in clips], dim=-1)
-        states = pad(states, (0, self._width - states.shape[-1]))
-        if self._t5 is None:
-            t5_states = states.new_zeros(1, self._max_sequence_length, self._width)
-        else:
-            t5 = self._t5.encode(text, max_sequence_length=self._max_sequence_length)
-            warnings += remarks(field, [("T5", t5)])
-            t5_states = t5.states
-        pooled = torch.cat([clip.pooled for clip in clips], dim=-1)
-        return Text(torch.cat([states, t5_states], dim=-2), pooled)
+        clip_l, clip_g, *t5 = encodings
+        states = torch.cat([clip_l.states, clip_g.states], dim=-1)
+        states = pad(states, (0, self._t5_shape[-1] - states.shape[-1]))
+        t5_states = t5[0].states if t5 else states.new_zeros(self._t5_shape)
+        return Text(torch.cat([states, t5_states], dim=-2), torch.cat([clip_l.pooled, clip_g.pooled], dim=-1))
 
     def _denoise(self, rows: Rows) -> torch.Tensor:
         output: torch.Tensor = self._transformer(

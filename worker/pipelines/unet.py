@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
@@ -16,7 +16,6 @@ from diffusers.models.embeddings import get_timestep_embedding
 from farm.errors import RenderFailed
 from worker.pipelines.base import conv_layout, guide, pack, pad_rows
 from worker.pipelines.latent import LatentModel, Loaded
-from worker.text.cache import EmbeddingCache
 from worker.text.clip import ClipText, EncodedTexts, Layer, encode_texts
 from worker.text.inversion import Inversions
 
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
 
     from farm.jobs import Unit
     from worker.pipelines.base import Ride
-
-_CACHE_BYTES: Final = 64 * 2**20
-"""For encoded prompts: 77 x 768 numbers for SD 1.x, 77 x 2048 for SDXL, so some hundreds of them in fp16."""
 
 
 class Words(NamedTuple):
@@ -55,10 +51,12 @@ class UnetModel(LatentModel):
         super().__init__(loaded)
         self._unet = loaded.parts["unet"]
         channels = self._unet.config.in_channels
-        if channels != self.coder.channels:
+        latents = self.coder.channels
+        self.takes_mask = channels == 2 * latents + 1
+        if channels != latents and not self.takes_mask:
             raise ValueError(
-                f"its UNet takes {channels} channels; only UNets of the {self.coder.channels} that its VAE makes are"
-                " supported"
+                f"its UNet takes {channels} channels; only UNets of the {latents} that its VAE makes are supported, and"
+                f" inpainting ones of {2 * latents + 1}"
             )
         # UNets that LCM distilled take the guidance scale as an input, of so many numbers.
         self._guidance_dim: int | None = self._unet.config.time_cond_proj_dim
@@ -71,15 +69,15 @@ class UnetModel(LatentModel):
         if loaded.embeddings_dir:
             widths = {name: model.config.hidden_size for name, model in models.items()}
             inversions = Inversions(loaded.embeddings_dir, widths)
-        cache = EmbeddingCache(_CACHE_BYTES)
         return [
             ClipText(
                 loaded.parts[self.text_encoders[name].replace("text_encoder", "tokenizer")],
                 model,
                 device=loaded.device,
-                cache=cache,
+                cache=self.text_cache,
                 part=name,
                 inversions=inversions,
+                at_hand=self.at_hand(self.text_encoders[name]),
             )
             for name, model in models.items()
         ]
@@ -111,6 +109,9 @@ class UnetModel(LatentModel):
             words = _stack([_stack([ride.conditioning.negative for ride in rides], batch_shape), words])
             latents = torch.cat([latents, latents])
             timesteps = torch.cat([timesteps, timesteps])
+        if self.takes_mask:
+            channels = pad_rows(torch.cat([ride.channels for ride in rides]), batch_shape).to(self.dtype)
+            latents = torch.cat([latents, torch.cat([channels] * (2 if guided else 1))], dim=1)
         output: torch.Tensor = self._unet(
             latents.contiguous(memory_format=self._layout),
             timesteps,
