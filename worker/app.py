@@ -33,6 +33,7 @@ from farm.settings import Settings
 from farm.storage import Store
 from worker.description import Description
 from worker.engine import Engine
+from worker.finishing import Finishing
 from worker.gpu import Device, DeviceLock, choose_device
 from worker.pipelines.loading import load_pipeline
 from worker.render import Renderer
@@ -90,6 +91,7 @@ def run(settings: Settings) -> int:
             ),
             max_batch=settings.max_batch,
             max_resident_models=settings.max_resident_models,
+            finishing=Finishing(settings.models_dir, device.torch),
         )
         more_room = threading.Event()
         renderer = Renderer(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from farm.errors import FarmError, Fatal, ModelBroken, RenderFailed, Transient
+from worker.finishing import Finishing
 from worker.pipelines.base import NO_INPUTS, Inputs
 from worker.residents import Residents
 from worker.runs import Runs
@@ -61,9 +62,11 @@ class Engine:
         max_batch: int,
         max_resident_models: int = 1,
         patience: int = DEFAULT_PATIENCE,
+        finishing: Finishing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_batch = max_batch
+        self._finishing = finishing or Finishing()
         self._clock = clock
         # The lock guards the roster and the counters. Device, runs and residents belong to the engine's thread alone,
         # which never holds the lock while the device works.
@@ -93,8 +96,10 @@ class Engine:
         """Queue `unit` with the pictures it names.
 
         Its future ends with the image, RenderFailed, ModelBroken, UnitCancelled or EngineStopped.
-        Raises EngineStopped when the engine takes no more units.
+        Raises EngineStopped when the engine takes no more units, RenderFailed or ModelBroken when an upscaler or the
+        safety checker is missing; a checker that has to be downloaded is waited for.
         """
+        self._finishing.prepare(unit)
         first, second = passes_of(unit)
         seat = Seat(first, Future(), BatchKey.of(first), self._clock(), inputs=inputs, next_pass=second)
         with self._lock:
@@ -283,13 +288,20 @@ class Engine:
             seat.warnings.append(f"the image came out {flaw} and was rendered once more")
             self._runs.restart(pipeline, seat)
             return
+        with self._busy(pipeline) as elapsed:
+            finished = self._finishing.finish(seat.unit, pixels)
+        seat.decode_s += elapsed()
+        seat.gpu_s += elapsed()
         rendered = Rendered(
-            pixels=pixels,
+            pixels=finished.pixels,
             timings=seat.timings(batch_shape=lane.cap if lane.key.is_invariant else None),
             model_hash=pipeline.model_hash,
             device=pipeline.device_name,
             dtype=str(pipeline.dtype).removeprefix("torch."),
-            warnings=tuple(seat.warnings),
+            warnings=(*seat.warnings, *finished.warnings),
+            upscaled=finished.upscaled,
+            upscaler_hash=finished.upscaler_hash,
+            nsfw=finished.nsfw,
         )
         with self._lock:
             self._roster.leave(seat.key, seat)

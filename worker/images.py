@@ -1,115 +1,75 @@
-"""Pixels to bytes, with the recipe inside: what was asked, of which model, on what kind of device.
+"""Pixels to bytes of an image file, with the recipe inside.
 
-The bytes follow from request, pixels and recipe alone: no job, no attempt, no time stands in them, so a repeat of a
-unit writes the same file. Two forms of the recipe go in: the text that AUTOMATIC1111 writes, which galleries read,
-and JSON, which loses nothing. A PNG carries them as text chunks `parameters` and `farm`, JPEG and WebP in their EXIF
-as UserComment and MakerNote.
+The bytes follow from pixels and recipe alone. What a recipe says and where it lies in a file is farm.recipes' business,
+which files become of a unit that of worker/files.py.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import struct
 import zlib
-from functools import cache
-from importlib import metadata
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from isal import isal_zlib
-from PIL import ExifTags, Image
+from PIL import Image, features
 
-from farm.errors import Refused
-from farm.jobs import Reproducibility, Unit
-from farm.schedulers import find_scheduler
+from farm.errors import RenderFailed
+from farm.jobs import Reproducibility
+from farm.recipes import exif_of, text_chunks_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from worker.seat import Rendered
+    from farm.jobs import Output
+    from farm.recipes import Recipe
 
-RECIPE_VERSION: Final = 1
+FULL_COLOUR_QUALITY: Final = 95
+"""From this quality on, JPEG and AVIF keep colours at full resolution (4:4:4)."""
 
-_PARAMETERS: Final = "parameters"
-_RECIPE: Final = "farm"
+LOSSLESS_QUALITY: Final = 100
+"""WebP of this quality loses nothing."""
+
 _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _AVERAGE_FILTER: Final = 3
-_UNICODE_COMMENT: Final = b"UNICODE\x00"
-_MAX_EXIF_BYTES: Final = 65_000  # a JPEG segment holds 65,533 with the tables around our two entries
 
 
-def encode_image(unit: Unit, rendered: Rendered) -> bytes:
-    """Return the file that `unit` asks for, made of `rendered.pixels` (uint8 [height, width, 3])."""
-    text = infotext(unit, model_hash=rendered.model_hash)
-    recipe = json.dumps(recipe_of(unit, rendered), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    if unit.output.format == "png":
-        exact = unit.reproducibility is Reproducibility.INVARIANT
-        return _png(rendered.pixels, {_PARAMETERS: text, _RECIPE: recipe}, exact=exact)
+def encode_image(pixels: NDArray[np.uint8], recipe: Recipe, output: Output) -> bytes:
+    """Return the file that `output` asks for, made of `pixels` (uint8 [height, width, 3]).
+
+    Raises RenderFailed when the format cannot hold so many pixels, or this machine cannot write it.
+    """
+    if output.format == "png":
+        exact = recipe.reproducibility is Reproducibility.INVARIANT
+        return _png(pixels, text_chunks_of(recipe), exact=exact)
+    if output.format == "avif" and not features.check("avif"):
+        raise RenderFailed("output.format: this worker's Pillow was built without AVIF; png, jpeg and webp work")
     file = io.BytesIO()
-    Image.fromarray(rendered.pixels).save(
-        file, unit.output.format, quality=unit.output.quality, exif=_exif(text, recipe)
-    )
+    try:
+        Image.fromarray(pixels).save(file, output.format, exif=exif_of(recipe), **_settings(output))
+    except (OSError, ValueError) as error:
+        height, width, _ = pixels.shape
+        raise RenderFailed(f"{width}x{height} pixels do not fit into a {output.format} file: {error}") from error
     return file.getvalue()
 
 
-def recipe_of(unit: Unit, rendered: Rendered) -> dict[str, Any]:
-    """Return all that the image depends on, whichever job asked for it."""
-    return {
-        "version": RECIPE_VERSION,
-        "prompt": unit.prompt,
-        "negative_prompt": unit.negative_prompt,
-        "seed": unit.seed,
-        "num_inference_steps": unit.num_inference_steps,
-        "guidance_scale": unit.guidance_scale,
-        "scheduler": unit.scheduler,
-        "width": unit.width,
-        "height": unit.height,
-        "model": unit.model,
-        "model_sha256": rendered.model_hash,
-        "reproducibility": str(unit.reproducibility),
-        "device": rendered.device,
-        "dtype": rendered.dtype,
-        "farm_version": _farm_version(),
-    }
-
-
-def infotext(unit: Unit, *, model_hash: str) -> str:
-    """Return the recipe as AUTOMATIC1111 writes it: prompt, negative prompt if any, one line of parameters."""
-    scheduler = find_scheduler(unit.scheduler)
-    parameters = {
-        "Steps": unit.num_inference_steps,
-        "Sampler": scheduler.a1111_sampler,
-        "Schedule type": scheduler.a1111_schedule,
-        "CFG scale": unit.guidance_scale,
-        "Seed": unit.seed,
-        "Size": f"{unit.width}x{unit.height}",
-        "Model hash": model_hash[:10],
-        "Model": unit.model,
-        "Version": f"diffusion-farm {_farm_version()}",
-    }
-    negative = f"\nNegative prompt: {unit.negative_prompt}" if unit.negative_prompt else ""
-    line = ", ".join(f"{name}: {_quoted(value)}" for name, value in parameters.items())
-    return f"{unit.prompt}{negative}\n{line}"
-
-
-def read_recipe(data: bytes) -> dict[str, Any]:
-    """Return the recipe inside one of our images, of any format; raises Refused when there is none."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.format == "PNG":
-                recipe = image.info[_RECIPE]
-            else:
-                recipe = zlib.decompress(image.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.MakerNote])
-        return cast("dict[str, Any]", json.loads(recipe))
-    except (OSError, KeyError, ValueError, zlib.error) as error:
-        raise Refused("this is no image with a recipe of the farm inside") from error
-
-
-def _quoted(value: object) -> str:
-    """Quote what would end the field early, as AUTOMATIC1111 does."""
-    text = str(value)
-    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
+def _settings(output: Output) -> dict[str, Any]:
+    """Return Pillow's settings for a quality; its defaults depend on version and machine where they are not named."""
+    full_colour = output.quality >= FULL_COLOUR_QUALITY
+    match output.format:
+        case "jpeg":
+            return {"quality": output.quality, "subsampling": "4:4:4" if full_colour else "4:2:0"}
+        case "webp":
+            return {"quality": output.quality, "lossless": output.quality >= LOSSLESS_QUALITY, "method": 4}
+        case _:
+            return {
+                "quality": output.quality,
+                "subsampling": "4:4:4" if full_colour else "4:2:0",
+                "codec": "aom",
+                "speed": 6,
+                "max_threads": 1,  # others encode beside us; and nothing is left to how threads share the work
+            }
 
 
 def _png(pixels: NDArray[np.uint8], texts: dict[str, str], *, exact: bool) -> bytes:
@@ -164,19 +124,3 @@ def _text_chunk(keyword: str, text: str) -> bytes:
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
-
-
-def _exif(text: str, recipe: str) -> Image.Exif:
-    note = zlib.compress(recipe.encode("utf-8", errors="replace"))
-    comment = _UNICODE_COMMENT + text.encode("utf-16-be", errors="replace")
-    exif = Image.Exif()
-    entries = exif.get_ifd(ExifTags.IFD.Exif)
-    # Only prompts of some 8,000 rare characters come near the limit; the recipe stays whole, the text gives way.
-    entries[ExifTags.Base.UserComment] = comment[: _MAX_EXIF_BYTES - len(note) & ~1]
-    entries[ExifTags.Base.MakerNote] = note
-    return exif
-
-
-@cache
-def _farm_version() -> str:
-    return metadata.version("diffusion-farm")

@@ -16,8 +16,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from farm.errors import Fatal, LedgerDown, StorageDown
-from farm.storage import CONTENT_TYPES, object_key
-from worker.images import encode_image
+from worker.files import files_of
 from worker.seat import EngineStopped, UnitCancelled
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from farm.ledger import Ledger
     from farm.storage import Store
     from worker.engine import Engine
+    from worker.files import File
 
 log: Final = logging.getLogger(__name__)
 
@@ -86,7 +86,8 @@ class Renderer:
             try:
                 rendered = self._engine.submit(unit).result()
                 with self._undelivered():
-                    self._deliver(lease, unit, encode_image(unit, rendered))
+                    for file in files_of(unit, rendered):
+                        self._deliver(lease, unit, file)
             except UnitCancelled as error:
                 return self._release(unit, Outcome.LOST, error)
             except EngineStopped as error:
@@ -101,6 +102,8 @@ class Renderer:
                 lambda: self._ledger.stored(hint, self.name, gpu_s=timings.gpu_s, render_s=render_s)
             )
         outcome = Outcome.STORED if counted else Outcome.REPEATED
+        for warning in rendered.warnings:
+            log.info("of an image: %s", warning, extra={**_names(unit), "action": "image_remark"})
         measured = {"render_s": round(render_s, 3), "gpu_s": round(timings.gpu_s, 3)}
         log.info("stored an image", extra={**_names(unit), "action": f"unit_{outcome}", **measured})
         return outcome
@@ -153,17 +156,16 @@ class Renderer:
         with self._changed:
             self._changed.wait_for(lambda: self._num_undelivered < self._max_undelivered or self._draining.is_set())
 
-    def _deliver(self, lease: _Lease, unit: Unit, data: bytes) -> None:
-        """Put the image; while the storage is away keep it, and its lease, and try again.
+    def _deliver(self, lease: _Lease, unit: Unit, file: File) -> None:
+        """Put a file of the unit; while the storage is away keep it, and its lease, and try again.
 
         Raises UnitCancelled when the lease is lost meanwhile, EngineStopped when this worker has to go.
         """
-        key = object_key(unit.job, unit.index, unit.output.format)
         for attempt, pause_s in enumerate(_pauses()):
             if lease.is_lost:
                 raise UnitCancelled("not ours any more when it was finished")
             try:
-                self._store.put(key, data, CONTENT_TYPES[unit.output.format])
+                self._store.put(file.key, file.data, file.content_type)
             except (StorageDown, Fatal) as error:  # Fatal: refused credentials, which are no fault of the unit
                 extra = {**_names(unit), "action": "put_failed"}
                 log.log(_once_loud(attempt), "an image waits for the storage: %s", error, extra=extra)

@@ -14,7 +14,7 @@ from farm.jobs import Reproducibility
 from worker.pipelines.base import NO_INPUTS, Inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Mapping
     from concurrent.futures import Future
 
     import numpy as np
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from farm.jobs import Unit
     from farm.prompts import Lora
     from worker.sampling import NoiseSource, OwnSteps, Schedule
+    from worker.starts import Known
 
 
 class UnitCancelled(FarmError):
@@ -111,6 +112,11 @@ class Rendered:
     device: str
     dtype: str
     warnings: tuple[str, ...]
+    lora_hashes: Mapping[str, str] = field(default_factory=dict)  # sha256 of the files, hex, by name
+    approximations: tuple[str, ...] = ()  # what the memory plan changes in the picture
+    upscaled: np.ndarray | None = None  # uint8 [factor * h, factor * w, 3], where a model enlarged it
+    upscaler_hash: str = ""  # sha256 of that model's file, hex
+    nsfw: bool | None = None  # what the safety checker said, where it was asked
 
 
 @dataclass(slots=True, eq=False)
@@ -133,6 +139,8 @@ class Seat:
     conditioning: object = field(default=None, repr=False)
     form: Hashable = None
     noise: NoiseSource = field(init=False, repr=False)
+    known: Known | None = field(default=None, repr=False)  # what inpainting keeps
+    channels: torch.Tensor | None = field(default=None, repr=False)  # what the denoiser takes beside the latents
     own_steps: OwnSteps | None = field(default=None, repr=False)  # where the schedule is no table
     call: int = 0  # model calls made
     calls: int = 0  # and to make in all; 0 before the run has begun

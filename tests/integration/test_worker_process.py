@@ -18,11 +18,11 @@ from farm.feeding import feed
 from farm.jobs import JobSpec, JobState, new_job_id
 from farm.ledger import Ledger
 from farm.queue import RENDER_TASK, make_celery, publish, queues
+from farm.recipes import read_recipe
 from farm.settings import Settings
 from farm.storage import Store, object_key
 from servers import seaweed, valkey
 from tiny_models import SIZE_PX, save_tiny_sd15
-from worker.images import read_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -200,8 +200,8 @@ def test_a_job_is_rendered_in_shared_batches(farm):
     farm.worker()
     images = farm.finish(farm.post(12, steps=30))
     recipes = [read_recipe(image) for image in images]
-    assert [recipe["prompt"] for recipe in recipes[::4]] == ["picture 0", "picture 1", "picture 2"]
-    assert [recipe["seed"] for recipe in recipes[:4]] == [100, 101, 102, 103]
+    assert [recipe.prompt for recipe in recipes[::4]] == ["picture 0", "picture 1", "picture 2"]
+    assert [recipe.seed for recipe in recipes[:4]] == [100, 101, 102, 103]
     (report,) = farm.ledger.workers()
     assert report.node == "test:cpu0"
     assert report.resident == ("tiny",)

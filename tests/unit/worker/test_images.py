@@ -1,47 +1,55 @@
-"""Image files: pixels come back, the recipe is inside, repeats are equal."""
+"""Image files: pixels come back, the recipe is inside for us and for galleries, repeats are equal."""
 
 from __future__ import annotations
 
 import io
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import ExifTags, Image
+from PIL import Image, features
+from sd_parsers import ParserManager
 
-from farm.errors import Refused
-from farm.jobs import Output, Reproducibility, Unit
-from worker.images import encode_image, infotext, read_recipe
+from farm.errors import RenderFailed
+from farm.jobs import ControlNet, Hires, Output, Reproducibility
+from farm.prompts import Lora
+from farm.recipes import infotext, read_infotext_of, read_recipe
+from farm.schedulers import SCHEDULERS, find_scheduler
+from tiny_models import tiny_unit
+from worker import images
+from worker.files import recipe_of
+from worker.images import encode_image
+from worker.seat import Rendered, Timings
 
+FORMATS = ["png", "jpeg", "webp", "avif"]
+LOSSY = FORMATS[1:]
 SHA256 = "0123456789abcdef" * 4
-UNIT = Unit(
-    job="job_0",
-    index=3,
-    attempt=1,
-    model="scenes",
-    prompt="a red heart left of a green house",
-    negative_prompt="night",
-    seed=7,
-    num_inference_steps=20,
-    guidance_scale=7.0,
-    guided=True,
-    scheduler="euler_ancestral",
-    width=64,
-    height=48,
-    reproducibility=Reproducibility.FAST,
-    output=Output(),
+UNIT = tiny_unit(
+    prompt="a red heart left of a green house", negative_prompt="night", seed=7, scheduler="euler_ancestral"
 )
 
 
-def rendered(width=64, height=48, seed=0):
-    """Return what an engine hands over, with smooth and noisy parts."""
+def pixels_of(width=64, height=48, seed=0):
+    """Return a picture with smooth and noisy parts."""
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     noise[:, : width // 2] = np.linspace(0, 255, height, dtype=np.uint8)[:, None, None]
-    return SimpleNamespace(pixels=noise, model_hash=SHA256, device="cpu", dtype="float32")
+    return noise
+
+
+def rendered(**fields):
+    """Return what an engine hands over."""
+    timings = Timings(0.1, 0.2, 1.0, 0.3, 0.5, 20, 2.0, None)
+    made = Rendered(pixels_of(), timings, model_hash=SHA256, device="cpu", dtype="float32", warnings=())
+    return replace(made, **fields)
+
+
+def encode(unit=UNIT, pixels=None, **output):
+    """Return the file of a unit."""
+    unit = replace(unit, output=Output(**output))
+    return encode_image(pixels_of() if pixels is None else pixels, recipe_of(unit, rendered()), unit.output)
 
 
 def opened(data):
@@ -51,115 +59,197 @@ def opened(data):
     return image
 
 
-def user_comment(image):
-    """Return the EXIF comment as text."""
-    comment = image.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
-    assert comment.startswith(b"UNICODE\0")
-    return comment[8:].decode("utf-16-be")
+def levels_off(data, pixels):
+    """Return how far a file is from `pixels`, in levels, on average."""
+    return float(np.abs(np.asarray(opened(data)).astype(int) - pixels).mean())
 
 
-def test_infotext_is_what_a1111_writes():
-    """Galleries and scripts parse this text; every comma counts."""
-    expected = (
-        "a red heart left of a green house\n"
-        "Negative prompt: night\n"
-        "Steps: 20, Sampler: Euler a, Schedule type: Automatic, CFG scale: 7.0, Seed: 7, Size: 64x48, "
-        "Model hash: 0123456789, Model: scenes, Version: diffusion-farm "
-    )
-    assert infotext(UNIT, model_hash=SHA256).startswith(expected)
-    karras = replace(UNIT, scheduler="dpmpp_2m_karras", negative_prompt="")
-    assert "\nSteps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG" in infotext(karras, model_hash=SHA256)
-    assert "Negative prompt" not in infotext(karras, model_hash=SHA256)
+# -- pixels
 
 
 @pytest.mark.parametrize("mode", list(Reproducibility))
 @pytest.mark.parametrize("size", [(64, 48), (1, 1), (8, 200), (333, 7)])
 def test_png_loses_no_pixel(mode, size):
     """Pillow reads back exactly what was rendered."""
-    made = rendered(*size)
-    image = opened(encode_image(replace(UNIT, reproducibility=mode, width=size[0], height=size[1]), made))
+    pixels = pixels_of(*size)
+    image = opened(encode(replace(UNIT, reproducibility=mode), pixels))
     assert image.format == "PNG"
     assert image.mode == "RGB"
-    np.testing.assert_array_equal(np.asarray(image), made.pixels)
+    np.testing.assert_array_equal(np.asarray(image), pixels)
 
 
-def test_png_carries_both_recipes():
-    """The text for galleries and the JSON for machines."""
-    data = encode_image(UNIT, rendered())
-    assert opened(data).text["parameters"] == infotext(UNIT, model_hash=SHA256)
-    recipe = read_recipe(data)
-    assert recipe["prompt"] == UNIT.prompt
-    assert recipe["seed"] == 7
-    assert recipe["model_sha256"] == SHA256
-    assert recipe["reproducibility"] == "fast"
-    assert recipe["device"] == "cpu"
-    assert recipe["version"] == 1
+@pytest.mark.parametrize("image_format", LOSSY)
+def test_quality_is_honoured(image_format):
+    """A lower quality makes a smaller file, a higher one a picture closer to what was rendered."""
+    pixels = pixels_of()
+    poor, fair, best = (encode(format=image_format, quality=quality) for quality in (30, 90, 100))
+    assert len(poor) < len(fair) < len(best)
+    assert levels_off(poor, pixels) > levels_off(fair, pixels) > levels_off(best, pixels)
 
 
-@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+def test_webp_of_quality_100_loses_nothing():
+    """The format can do it, so its best quality does."""
+    np.testing.assert_array_equal(np.asarray(opened(encode(format="webp", quality=100))), pixels_of())
+
+
+@pytest.mark.parametrize("image_format", ["jpeg", "avif"])
+def test_colours_are_kept_at_full_resolution_from_95_on(image_format):
+    """Coloured dots of one pixel keep their colours, which are averaged away below."""
+    dots = np.full((32, 32, 3), 128, np.uint8)
+    dots[::2, ::2] = (255, 0, 0)
+    dots[1::2, 1::2] = (0, 0, 255)
+    averaged, full = (levels_off(encode(pixels=dots, format=image_format, quality=q), dots) for q in (94, 95))
+    assert full < averaged / 2
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
 @pytest.mark.parametrize("mode", list(Reproducibility))
 def test_bytes_of_a_repeat_are_equal(image_format, mode):
     """Neither job, index, attempt nor time stands in the file."""
-    unit = replace(UNIT, output=Output(format=image_format), reproducibility=mode)
+    unit = replace(UNIT, reproducibility=mode)
+    pixels = pixels_of(256, 192)
     repeat = replace(unit, job="job_1", index=9, attempt=5)
-    assert encode_image(unit, rendered()) == encode_image(repeat, rendered())
+    first = encode(unit, pixels, format=image_format)
+    assert all(encode(repeat, pixels, format=image_format) == first for _ in range(3))
 
 
-@pytest.mark.parametrize("image_format", ["jpeg", "webp"])
-def test_jpeg_and_webp_carry_the_recipe_in_exif(image_format):
-    """UserComment as A1111 writes it, and the same JSON as in a PNG."""
-    unit = replace(UNIT, prompt="ein roter Käfer 甲虫 🐞", output=Output(format=image_format))
-    data = encode_image(unit, rendered())
-    image = opened(data)
-    assert image.format == image_format.upper()
-    assert user_comment(image) == infotext(unit, model_hash=SHA256)
-    assert read_recipe(data) == read_recipe(encode_image(replace(unit, output=Output()), rendered()))
+def test_a_build_without_avif_is_told_of(monkeypatch):
+    """The reason names the field and what works instead."""
+    monkeypatch.setattr(images.features, "check", lambda name: name != "avif" and features.check(name))
+    with pytest.raises(RenderFailed, match=r"output\.format.*without AVIF; png, jpeg and webp work"):
+        encode(format="avif")
 
 
-def test_quality_is_honoured():
-    """A lower quality makes a smaller file."""
-    sizes = [
-        len(encode_image(replace(UNIT, output=Output(format="jpeg", quality=quality)), rendered()))
-        for quality in (30, 95)
-    ]
-    assert sizes[0] < sizes[1]
-
-
-@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
-@pytest.mark.parametrize("character", ["a", "字", "🐞", "\n", "\x01", "é"])
-def test_the_longest_prompts_fit(image_format, character):
-    """A prompt of 8,000 characters and as long a negative one come back whole, whatever they are made of."""
-    unit = replace(
-        UNIT,
-        prompt=character * 8000,
-        negative_prompt=character * 8000,
-        output=Output(format=image_format),
-    )
-    assert read_recipe(encode_image(unit, rendered()))["negative_prompt"] == unit.negative_prompt
-
-
-@given(prompt=st.text(min_size=1, max_size=200), negative=st.text(max_size=50))
-def test_any_prompt_survives_in_a_png(prompt, negative):
-    """The JSON recipe gives back every prompt, the text chunk is one that Pillow reads."""
-    data = encode_image(replace(UNIT, prompt=prompt, negative_prompt=negative), rendered(8, 8))
-    recipe = read_recipe(data)
-    assert (recipe["prompt"], recipe["negative_prompt"]) == (prompt, negative)
-    assert opened(data).text["parameters"].startswith(prompt.replace("\0", ""))
-
-
-def test_an_image_without_recipe_is_refused():
-    """Other people's images and other files are named as such."""
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "JPEG")
-    for data in (file.getvalue(), b"", b"no image"):
-        with pytest.raises(Refused, match="no image with a recipe"):
-            read_recipe(data)
+def test_a_picture_too_large_for_its_format_is_told_of():
+    """WebP ends at 16,383 pixels a side."""
+    with pytest.raises(RenderFailed, match="16384x1 pixels do not fit into a webp file"):
+        encode(pixels=np.zeros((1, 16384, 3), np.uint8), format="webp")
 
 
 def test_a_png_of_a_megapixel_costs_little():
     """Measured: 11 ms of CPU, or 32 in `invariant`; the bound leaves room for a slow, busy machine."""
-    made = rendered(1024, 1024)
-    encode_image(UNIT, made)
+    pixels = pixels_of(1024, 1024)
+    encode(pixels=pixels)
     started = time.thread_time()
-    encode_image(UNIT, made)
+    encode(pixels=pixels)
     assert time.thread_time() - started < 0.15
+
+
+# -- recipes
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+@pytest.mark.parametrize("prompt", ["a cat", "ein roter Käfer 甲虫 🐞", 'a "b", c: d\nSteps: 3, Seed: 4\n\x01'])
+def test_a_file_carries_both_recipes(image_format, prompt):
+    """The text for galleries and the JSON for machines, whatever stands in the prompt."""
+    unit = replace(UNIT, prompt=prompt)
+    data = encode(unit, format=image_format)
+    recipe = recipe_of(replace(unit, output=Output(format=image_format)), rendered())
+    assert opened(data).format == image_format.upper()
+    assert read_recipe(data) == recipe
+    assert read_infotext_of(data).prompt == prompt
+    assert read_infotext_of(data).parameters["Seed"] == "7"
+
+
+def test_a_recipe_tells_what_the_renderer_knows():
+    """LoRA files, the batch's shape, what the plan changed, what the checker said."""
+    unit = replace(UNIT, loras=(Lora("ink", 0.5),), hires=Hires(128, 96, 0.5, 9, "latent"), clip_skip=1)
+    made = rendered(
+        lora_hashes={"ink": SHA256},
+        approximations=("transformer in fp8",),
+        nsfw=False,
+        timings=replace(rendered().timings, batch_shape=4),
+    )
+    recipe = recipe_of(unit, made)
+    assert recipe.loras == unit.loras
+    assert recipe.hires == unit.hires
+    assert recipe.clip_skip == 1
+    assert recipe.lora_sha256 == {"ink": SHA256}
+    assert recipe.approximations == ("transformer in fp8",)
+    assert recipe.nsfw is False
+    assert recipe.batch_shape == 4
+    assert recipe.model_sha256 == SHA256
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+@pytest.mark.parametrize("character", ["a", "字", "🐞", "\n", "\x01", "é"])
+def test_the_longest_prompts_fit(image_format, character):
+    """A prompt of 8,000 characters and as long a negative one come back whole, whatever they are made of."""
+    unit = replace(UNIT, prompt=character * 8000, negative_prompt=character * 8000)
+    assert read_recipe(encode(unit, format=image_format)).negative_prompt == unit.negative_prompt
+
+
+@given(prompt=st.text(min_size=1, max_size=200), negative=st.text(max_size=50), image_format=st.sampled_from(FORMATS))
+def test_any_prompt_survives_in_a_file(prompt, negative, image_format):
+    """The JSON gives back every prompt, in every format."""
+    unit = replace(UNIT, prompt=prompt, negative_prompt=negative)
+    recipe = read_recipe(encode(unit, pixels_of(8, 8), format=image_format))
+    assert (recipe.prompt, recipe.negative_prompt) == (prompt, negative)
+
+
+# -- sd-parsers, which galleries use
+
+plain_words = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=12)
+lines = st.lists(plain_words | st.sampled_from(["Steps: 20,", '"quoted"', "(red:1.2)", "BREAK"]), min_size=1).map(
+    " ".join
+)
+prompts = st.lists(lines, min_size=1, max_size=3).map("\n".join)
+
+
+@given(
+    prompt=prompts,
+    negative=st.just("") | prompts,
+    seed=st.integers(0, 2**53 - 1),
+    steps=st.integers(1, 1000),
+    scheduler=st.sampled_from([row.name for row in SCHEDULERS]),
+    size=st.tuples(st.integers(1, 512), st.integers(1, 512)),
+    model=st.sampled_from(["scenes", "sdxl-base", "flux.1-dev"]),
+    image_format=st.sampled_from(["png", "jpeg", "webp"]),
+    is_rich=st.booleans(),
+)
+def test_sd_parsers_reads_our_files(*, prompt, negative, seed, steps, scheduler, size, model, image_format, is_rich):
+    """Prompts, seed, sampler, steps, size and model, from every format that it knows, hires fix or not."""
+    unit = replace(
+        UNIT,
+        prompt=prompt,
+        negative_prompt=negative,
+        seed=seed,
+        num_inference_steps=steps,
+        scheduler=scheduler,
+        width=size[0] * 8,
+        height=size[1] * 8,
+        model=model,
+    )
+    made = rendered()
+    if is_rich:
+        unit = replace(
+            unit,
+            clip_skip=1,
+            loras=(Lora("ink", 0.8),),
+            hires=Hires(9000, 9000, 0.5, 10, "latent"),
+            controlnets=(ControlNet("canny", "uploads/edges.png"), ControlNet("depth", "uploads/depth.png")),
+        )
+        made = rendered(lora_hashes={"ink": SHA256})
+    unit = replace(unit, output=Output(format=image_format))
+    data = encode_image(pixels_of(8, 8), recipe_of(unit, made), unit.output)
+
+    info = ParserManager().parse(io.BytesIO(data))
+
+    (sampler,) = info.samplers
+    expected = find_scheduler(scheduler)
+    tag = " <lora:ink:0.8>" if is_rich else ""
+    assert [each.value for each in sampler.prompts] == [prompt + tag]
+    assert [each.value for each in sampler.negative_prompts or []] == ([negative] if negative else [])
+    assert sampler.name == expected.a1111_sampler
+    assert sampler.parameters["scheduler"] == expected.a1111_schedule
+    assert int(sampler.parameters["seed"]) == seed
+    assert int(sampler.parameters["steps"]) == steps
+    assert info.metadata["Size"] == f"{unit.width}x{unit.height}"
+    assert sampler.model.name == model
+    assert sampler.model.hash == SHA256[:10]
+
+
+def test_a_png_holds_a1111s_text_under_its_key():
+    """Where every gallery looks."""
+    recipe = recipe_of(UNIT, rendered())
+    assert opened(encode()).text["parameters"] == infotext(recipe)

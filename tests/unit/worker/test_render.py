@@ -14,9 +14,9 @@ from farm.errors import Fatal, ModelBroken, RenderFailed, StorageDown
 from farm.expand import expand
 from farm.jobs import Hint, JobSpec, JobState, UnitState, new_job_id
 from farm.ledger import Ledger, WorkerReport
+from farm.recipes import read_recipe
 from farm.settings import Settings
 from servers import valkey
-from worker.images import read_recipe
 from worker.render import Outcome, Renderer
 from worker.seat import EngineStopped, Rendered, Timings, UnitCancelled
 
@@ -158,7 +158,7 @@ def test_an_image_is_put_and_counted(renderer, ledger, store):
     renderer._on_claim = lambda: claimed.append(True)
     assert renderer.render(hint) is Outcome.STORED
     assert claimed
-    assert read_recipe(store.objects[f"jobs/{job}/0000000.png"])["seed"] == 1
+    assert read_recipe(store.objects[f"jobs/{job}/0000000.png"]).seed == 1
     assert store.types == {"image/png"}
     status = ledger.job(job)
     assert status.state is JobState.DONE
