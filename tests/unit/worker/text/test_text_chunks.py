@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,6 +50,14 @@ def test_chunks_are_those_of_a_plain_loop(rows):
         assert chunk.weights == [1, *(1 + number / 100 for number in ids), 1, *[1] * (75 - len(ids))]
         assert chunk.mask == [1] * (len(ids) + 2) + [0] * (75 - len(ids))
         assert chunk.vectors == {}
+
+
+@pytest.mark.parametrize(("comma_at", "first_chunk"), [(54, 75), (55, 56), (74, 75)])
+def test_a_chunk_goes_back_to_a_comma_among_its_last_twenty(comma_at, first_chunk):
+    """The twentieth token from the end still counts, the one before it does not."""
+    ids = [10] * comma_at + [COMMA] + [10] * (99 - comma_at)
+    first, second = cut([in_groups_of_one(ids)], CLIP)
+    assert (sum(first.mask), sum(second.mask)) == (first_chunk + 2, 100 - first_chunk + 2)
 
 
 @given(st.lists(st.one_of(st.just(None), st.integers(1, 75)), max_size=40))
