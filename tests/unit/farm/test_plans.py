@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from full_size_models import CHECKPOINTS, build, component_names
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_memory import live_memory
 
@@ -254,14 +254,11 @@ def step_peak(checkpoint, *, width, height, rows, dtype):
 
 
 STEPS = [
-    ("sd15", 512, 512, 1),
     ("sd15", 768, 512, 4),
     ("sd21", 768, 768, 2),
     ("sdxl", 1024, 1024, 2),
-    ("sdxl", 512, 768, 1),
-    ("flux-dev", 1024, 1024, 1),
-    ("flux-dev", 512, 768, 2),
     ("flux-schnell", 768, 512, 1),
+    ("flux-dev", 1024, 1024, 2),
     ("sd35-medium", 1024, 1024, 2),
     ("sd35-large", 1024, 1024, 1),
 ]
@@ -444,6 +441,7 @@ def rank(found):
     side=st.sampled_from([512, 768, 1024, 1536]),
     batch=st.integers(1, 8),
 )
+@settings(max_examples=40)
 def test_plans_fit_and_more_memory_never_stands_lower(tmp_path_factory, model, vram_gib, side, batch):
     """A plan leaves its margin in every phase up to `max_batch` seats; a larger card never gets a lower rung."""
     folder = tmp_path_factory.getbasetemp() / "none"
