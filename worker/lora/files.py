@@ -35,6 +35,9 @@ _CONVERTERS: Final[Mapping[str, str]] = {
 }
 """The pipelines that know how each family's LoRAs are written."""
 
+_UNREADABLE: Final = (OSError, LookupError, ValueError, TypeError, AttributeError, AssertionError, SafetensorError)
+"""What a file that is no LoRA, or is one of another kind of model, makes the converters raise."""
+
 _CACHE_BYTES: Final = 2 * 2**30
 _DENOISERS: Final = ("unet", "transformer")
 _MATRIX: Final = re.compile(r"^(?P<module>.+?)\.lora_(?P<side>[AB])\.(?:[^.]+\.)?weight$")
@@ -99,8 +102,7 @@ class LoraLibrary:
                 while len(self._read) > 1 and sum(lora.num_bytes for lora in self._read.values()) > self._max_bytes:
                     self._read.popitem(last=False)
                 return self._read[key]
-        # What a file that is no LoRA, or is one of another kind of model, makes the converters raise.
-        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, SafetensorError) as error:
+        except _UNREADABLE as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise RenderFailed(f"LoRA {name!r} cannot be read: {reason}") from error
 

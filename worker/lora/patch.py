@@ -33,7 +33,7 @@ class LoraPatch:
         self._family = family
         self._parts = parts
         self._denoiser_config = next(parts[name].config for name in _DENOISERS if name in parts)
-        self._before: dict[tuple[str, str], torch.Tensor] = {}  # weights as they were, by part and module
+        self._before: dict[Any, torch.Tensor] = {}  # weights as they were, by module: a module may have two names
         self.current: tuple[Lora, ...] = ()
         self.hashes: dict[str, str] = {}  # sha256 by name, of the current ones
         self.text_key: tuple[Lora, ...] = ()  # those of the current ones that change what words become
@@ -76,30 +76,26 @@ class LoraPatch:
     def _add(self, lora: Lora, file: LoraWeights) -> None:
         for part, layers in file.layers.items():
             for name, layer in layers.items():
-                weight = self._module(lora, part, name).weight
-                # A later LoRA of the same module finds the first one's sum there; the oldest state is what counts.
-                self._before.setdefault((part, name), weight.detach().to("cpu", copy=True))
+                module = self._module(lora, part, name)
+                weight = module.weight
+                if module not in self._before:  # else another LoRA has been added to it already
+                    self._before[module] = weight.detach().to("cpu", copy=True)
                 total = weight.to(torch.float32) + _product(layer, weight.device) * (lora.weight * layer.scale)
                 weight.copy_(total)
 
     def _restore(self) -> None:
-        for (part, name), before in self._before.items():
-            self._find(part, name).weight.copy_(before)
+        for module, before in self._before.items():
+            module.weight.copy_(before)
         self._before.clear()
         self.current = self.text_key = ()
         self.hashes = {}
 
     def _module(self, lora: Lora, part: str, name: str) -> Any:
-        try:
-            return self._find(part, name)
-        except AttributeError as error:
-            raise RenderFailed(f"LoRA {lora.name!r} is for another model: there is no {part}.{name} here") from error
-
-    def _find(self, part: str, name: str) -> Any:
-        """Return a module. Older files know CLIP's layers under `text_model`, which newer libraries dropped."""
-        with suppress(AttributeError):
-            return self._parts[part].get_submodule(name)
-        return self._parts[part].get_submodule(name.removeprefix("text_model."))
+        # Older files know CLIP's layers under `text_model`, which newer libraries dropped.
+        for known in (name, name.removeprefix("text_model.")):
+            with suppress(AttributeError):
+                return self._parts[part].get_submodule(known)
+        raise RenderFailed(f"LoRA {lora.name!r} is for another model: there is no {part}.{name} here")
 
 
 def _product(layer: LoraLayer, device: torch.device) -> torch.Tensor:

@@ -181,6 +181,24 @@ def test_invariant_bytes_do_not_depend_on_what_was_in_the_weights(tiny_folder, f
     assert torch.equal(alone, beside)
 
 
+def test_two_names_of_one_module_are_one(ours, folder):
+    """Files that call CLIP's layers by other names change the same weights, which come back all the same."""
+    layer = "encoder.layers.0.self_attn.q_proj"
+    module = ours._patch._parts["text_encoder"].get_submodule(layer)
+    before = module.weight.clone()
+    for name in (layer, f"text_model.{layer}"):
+        ones = {
+            f"text_encoder.{name}.lora_{side}.weight": torch.ones(shape)
+            for side, shape in (("A", (1, 16)), ("B", (16, 1)))
+        }
+        save_file(ones, folder / f"{len(name)}.safetensors")
+    with torch.inference_mode():
+        ours.adapt((Lora(str(len(layer))), Lora(str(len(f"text_model.{layer}")))))
+        assert torch.allclose(module.weight, before + 2)
+        ours.adapt(())
+    assert torch.equal(module.weight, before)
+
+
 def test_hashes_of_what_is_in_the_weights(ours):
     """The sha256 of each file is known while it is in the weights: recipes name it."""
     with torch.inference_mode():
