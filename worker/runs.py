@@ -13,8 +13,9 @@ from torch.nn.functional import interpolate
 
 from farm.schedulers import find_scheduler
 from worker.pipelines.base import Inputs, Ride, pack
-from worker.pipelines.pixels import image_tensor, resize
-from worker.sampling import Histories, NoiseSource, OwnSteps, draw_noise, schedule_for
+from worker.pipelines.pixels import resize
+from worker.sampling import Histories, NoiseSource, OwnSteps, schedule_for
+from worker.starts import start
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
@@ -55,26 +56,15 @@ class Runs:
         """Set a run to its start: a fresh generator, and from it all that is drawn, in the order of diffusers."""
         histories = self._histories[seat.key]
         seat.generator = torch.Generator("cpu").manual_seed(seat.unit.seed)
-        histories.begin(seat.slot, self._first_latents(pipeline, seat, histories.shape), seat.schedule)
+        first = start(pipeline, seat.unit, seat.inputs, seat.schedule, seat.generator)
+        histories.begin(seat.slot, first.latents, seat.schedule)
+        seat.known, seat.channels = first.known, first.channels
         seat.noise = NoiseSource(seat.schedule, seat.generator, histories.shape, seed=seat.unit.seed)
         seat.own_steps = None
-        if seat.schedule.weights is None:
+        if seat.schedule.weights is None or (seat.known is not None and not seat.schedule.holds_when_edited):
             seat.own_steps = OwnSteps(seat.schedule, histories.shape, seed=seat.unit.seed)
         seat.call = 0
         seat.calls = len(seat.schedule)
-
-    def _first_latents(self, pipeline: Pipeline, seat: Seat, shape: tuple[int, ...]) -> torch.Tensor:
-        """Return pure noise, or the picture to start from under as much noise as its first timestep has."""
-        inputs, unit = seat.inputs, seat.unit
-        if not inputs.has_start:
-            return draw_noise(seat.generator, shape) * seat.schedule.init_noise_sigma
-        known = inputs.latents
-        if known is None:
-            assert inputs.image is not None  # noqa: S101  has_start says so
-            image = image_tensor(inputs.image, unit.width, unit.height).to(pipeline.device)
-            known = pipeline.encode_image(image, seat.generator)
-        image_weight, noise_weight = seat.schedule.start
-        return image_weight * known + noise_weight * draw_noise(seat.generator, shape).to(known.device)
 
     def advance(self, pipeline: Pipeline, key: BatchKey, seats: list[Seat], batch_shape: int | None) -> None:
         """Make one model call for `seats`, each at its own point of its own schedule."""
@@ -108,6 +98,11 @@ class Runs:
                 [seats[place].noise.draw(calls[place]) for place in tabled],
             )
         for seat in seats:
+            if seat.known is not None:
+                after = histories.current([seat.slot], [seat.call + 1])
+                kept = seat.known.keep(after, seat.schedule.renoise[seat.call])
+                histories.put([seat.slot], [seat.call + 1], kept)
+        for seat in seats:
             seat.call += 1
 
     def hand_over(self, pipeline: Pipeline, seat: Seat, following: Unit, upscaler: str) -> Inputs:
@@ -136,7 +131,7 @@ class Runs:
 
 def _ride(seat: Seat) -> Ride:
     timestep = float(seat.schedule.timesteps[seat.call])
-    return Ride(seat.conditioning, timestep, seat.unit.cfg_scale, seat.call, seat.calls)
+    return Ride(seat.conditioning, timestep, seat.unit.cfg_scale, seat.call, seat.calls, seat.channels)
 
 
 def _by_form(seats: list[Seat]) -> Iterator[list[int]]:

@@ -56,6 +56,7 @@ class Ride(NamedTuple):
     cfg_scale: float  # of no account where nobody is guided
     call: int  # model calls made before, of `calls` in all
     calls: int
+    channels: torch.Tensor | None = None  # [1, c, h/8, w/8], what the denoiser takes beside the latents
 
 
 class Pipeline(Protocol):
@@ -84,6 +85,10 @@ class Pipeline(Protocol):
     @property
     def max_batch(self) -> int | None:
         """A cap on seats of a lane, from the catalog or the memory plan."""
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether its denoiser takes mask and masked picture as further channels, and renders nothing without."""
 
     @property
     def scheduler_config(self) -> Mapping[str, Any]:

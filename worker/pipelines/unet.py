@@ -110,7 +110,9 @@ class UnetModel(LatentModel):
             latents = torch.cat([latents, latents])
             timesteps = torch.cat([timesteps, timesteps])
         if self.takes_mask:
-            channels = pad_rows(torch.cat([ride.channels for ride in rides]), batch_shape).to(self.dtype)
+            channels = pad_rows(
+                torch.cat([ride.channels for ride in rides if ride.channels is not None]), batch_shape
+            ).to(self.dtype)
             latents = torch.cat([latents, torch.cat([channels] * (2 if guided else 1))], dim=1)
         output: torch.Tensor = self._unet(
             latents.contiguous(memory_format=self._layout),

@@ -8,6 +8,7 @@ import torch
 
 from worker.pipelines.base import conv_layout
 from worker.pipelines.pixels import to_pixels
+from worker.sampling import draw_noise
 
 
 class ImageCoder:
@@ -30,10 +31,12 @@ class ImageCoder:
     def encode(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Encode [1, 3, h, w] of -1 to 1 to float32 latents [1, c, h/8, w/8].
 
-        A sample of the VAE's distribution, drawn from `generator` as diffusers' pipelines draw it.
+        A sample of the VAE's distribution, drawn from `generator` as diffusers' pipelines draw it, but always in
+        float32: a seed means the same noise in every precision.
         """
         distribution = self._vae.encode(self._ready(image)).latent_dist
-        latents: torch.Tensor = distribution.sample(generator).float()
+        mean, deviation = distribution.mean.float(), distribution.std.float()
+        latents: torch.Tensor = mean + deviation * draw_noise(generator, mean.shape[1:]).to(mean.device)
         return (latents - self._shift) * self._scale
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

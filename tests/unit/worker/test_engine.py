@@ -28,6 +28,7 @@ class FakePipeline:
     """A model of a few multiplications, which fails on request."""
 
     model_hash = "00" * 32
+    takes_mask = False
     device = torch.device("cpu")
     device_name = "cpu"
     dtype = torch.float32
