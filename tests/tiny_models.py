@@ -42,10 +42,13 @@ _SDXL_UNET = {
 }
 
 
-def save_tiny_sd15(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0) -> Path:
-    """Save a random SD 1.5 to `folder` and return the folder; the same seed gives the same files."""
+def save_tiny_sd15(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0, **unet: Any) -> Path:
+    """Save a random SD 1.5 to `folder` and return the folder; the same seed gives the same files.
+
+    `unet` changes the UNet's config.
+    """
     torch.manual_seed(seed)
-    return _save_sd(folder, _text_encoder(), _unet(), clip_tokenizer(), prediction_type)
+    return _save_sd(folder, _text_encoder(), _unet(**unet), clip_tokenizer(), prediction_type)
 
 
 def save_tiny_sd21(folder: Path, *, seed: int = 0) -> Path:
