@@ -10,11 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import promptfiles, show, watch
+from cli import models, promptfiles, show, watch
 from cli.client import DEFAULT_API, FarmClient
 from cli.download import download as download_images
 from cli.exits import CliError, Exit
 from cli.processes import child_env, python_module
+from cli.replay import replay as replay_image
 from cli.submit import follow, tell_download
 from cli.submit import submit as submit_job
 
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(models.app, name="models")
 
 Api = Annotated[str, typer.Option("--api", envvar="FARM_API", metavar="URL", help="Where the farm's API is.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
@@ -36,6 +38,7 @@ class OutputFormat(StrEnum):
     PNG = "png"
     JPEG = "jpeg"
     WEBP = "webp"
+    AVIF = "avif"
 
 
 class PriorityName(StrEnum):
@@ -180,10 +183,17 @@ def download(
 
 
 @app.command()
-def models(*, api: Api = DEFAULT_API) -> None:
-    """List the models the farm offers."""
+def replay(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture of the farm's, or of AUTOMATIC1111's.")],
+    *,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="Keep the new picture here.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Another model than the one it names.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Fail unless the very same bytes come out.")] = False,
+    api: Api = DEFAULT_API,
+) -> None:
+    """Render a picture again by the recipe in its file, and tell whether it is the same."""
     with FarmClient(api) as client:
-        show.console.print(show.models_table(client.models()))
+        raise typer.Exit(replay_image(client, image, model=model, out=out, verify=verify))
 
 
 @app.command(name="plan")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -34,6 +34,9 @@ class Settings(BaseSettings):
     url_expiry_s: int = Field(3600, ge=1, le=604_800, description="Seconds a presigned URL stays valid.")
     models_dir: Path = Field(Path("models"), description="Folder that relative model sources start from.")
     catalog_file: Path | None = Field(None, description="TOML file with further catalog rows.")
+    hf_token: SecretStr | None = Field(
+        None, description="Token for the hub of models; without one HF_TOKEN counts, as it does for all of its tools."
+    )
 
     # -- what a client may ask for
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)

@@ -36,8 +36,10 @@ class FakeHub:
 
     def answer(self, method: str, path: str, token: str | None) -> tuple[int, dict[str, str], bytes]:
         """Return status, headers and body for one request."""
-        self.tokens.add(token)
         is_api = path.startswith("/api/models/")
+        if path.startswith("/api/") and not is_api:
+            return 404, {}, b""  # what the library asks on its own account
+        self.tokens.add(token)
         words = path.removeprefix("/api/models/").strip("/").split("/")
         repository, name = "/".join(words[:2]), "/".join(words[4:])
         action, revision = (words[2:3] or ["revision"])[0], (words[3:4] or ["main"])[0]

@@ -7,13 +7,15 @@ of a file of weights only its header is read, and its bytes when they are hashed
 from __future__ import annotations
 
 from farm.weights.choose import COMPONENTS, Chosen, choose_weights, has_weights
-from farm.weights.digests import Digests
+from farm.weights.digests import DIGESTS_FILE, Digests
+from farm.weights.digests import compute as compute_digest
 from farm.weights.find import ModelFiles, Weights
 from farm.weights.hub import Hub
 from farm.weights.recognise import Kind, recognise
 
 __all__ = [
     "COMPONENTS",
+    "DIGESTS_FILE",
     "Chosen",
     "Digests",
     "Hub",
@@ -21,6 +23,7 @@ __all__ = [
     "ModelFiles",
     "Weights",
     "choose_weights",
+    "compute_digest",
     "has_weights",
     "recognise",
 ]

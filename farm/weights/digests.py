@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 log: Final = logging.getLogger(__name__)
 
+DIGESTS_FILE: Final = ".digests.json"
+"""The name of the file in the models folder in which workers and the command line keep them."""
 _CHUNK_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -36,14 +38,20 @@ class Digests:
         if known is not None and known[:2] == version:
             return known[2]
         digest = compute(path, on_progress)
-        self._load()[key] = (*version, digest)
-        self._save()
+        self.record(path, digest)
         return digest
 
+    def record(self, path: Path, digest: str) -> None:
+        """Remember the digest of a file as it is now."""
+        status = path.stat()
+        self._load()[str(path.resolve())] = (status.st_mtime_ns, status.st_size, digest)
+        self._save()
+
     def recorded(self, path: Path) -> str | None:
-        """Return the digest that a file had when it was last hashed, whatever it has become since; None if never."""
+        """Return the digest that a file had when it was last hashed; None if never, or if it was written since."""
+        status = path.stat()
         known = self._load().get(str(path.resolve()))
-        return None if known is None else known[2]
+        return known[2] if known is not None and known[:2] == (status.st_mtime_ns, status.st_size) else None
 
     def _load(self) -> dict[str, tuple[int, int, str]]:
         if self._known is None:

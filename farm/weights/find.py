@@ -172,6 +172,18 @@ class Weights:
         _check_suffix(path.name)
         return path
 
+    def recognise(self, source: Source) -> Kind | None:
+        """Return what the files of a source are, without downloading any; None when they are not here.
+
+        Raises ModelBroken or BadHeader for a file that is no model.
+        """
+        path = self._find_local(source)
+        if path is None:
+            return None
+        if path.is_dir():
+            return recognise_folder(path)
+        return recognise(read_header(self.file(source)))
+
     def _single(
         self,
         row: ModelRow,
@@ -276,13 +288,19 @@ def _check_headers(files: ModelFiles) -> None:
 
 def _check_family(folder: Path, family: Family, *, prefer_fp16: bool) -> Kind:
     """Compare a folder's denoiser with the family that the catalog says, and return what it is."""
-    names = dict.fromkeys([denoiser_of(family), "unet", "transformer"])
-    denoiser = next((name for name in names if (folder / name).is_dir()), None)
-    if denoiser is None:
+    kind = recognise_folder(folder, denoiser_of(family), prefer_fp16=prefer_fp16)
+    if kind is None:
         return _UNKNOWN  # and its parts will be missed one by one
-    kind = recognise(read_headers(folder / denoiser, choose_in(folder / denoiser, prefer_fp16=prefer_fp16)))
-    _compare(f"{folder / denoiser}", kind, family)
+    _compare(str(folder), kind, family)
     return kind
+
+
+def recognise_folder(folder: Path, denoiser: str = "unet", *, prefer_fp16: bool = False) -> Kind | None:
+    """Return what the denoiser in a diffusers folder is, looking for `denoiser` first; None when there is none."""
+    for part in dict.fromkeys([denoiser, "unet", "transformer"]):
+        if (folder / part).is_dir():
+            return recognise(read_headers(folder / part, choose_in(folder / part, prefer_fp16=prefer_fp16)))
+    return None
 
 
 def _compare(what: str, kind: Kind, family: Family) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log: Final = logging.getLogger(__name__)
 
 _WATCH_S: Final = 0.5
+_TIMEOUT_S: Final = 20.0
 _FORBIDDEN: Final = (401, 403)
 _NOT_FOUND: Final = 404
 _CLIENT_ERRORS: Final = range(400, 500)
@@ -32,11 +33,15 @@ _TRY_LATER: Final = (408, 429)
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """A hub of repositories. Without a `token` the one of HF_TOKEN or of `hf auth login` is used, if there is any."""
+    """A hub of repositories. Without a `token` the one of HF_TOKEN or of `hf auth login` is used, if there is any.
+
+    With `is_asked` False nothing is downloaded: what is not in the cache counts as not there.
+    """
 
     token: str | None = None
     endpoint: str | None = None
     cache_dir: Path | None = None
+    is_asked: bool = True
 
     def fetch(
         self,
@@ -52,6 +57,10 @@ class Hub:
         When the hub cannot be reached, what an earlier download left is returned, if it has the file `probe`; whether
         it is whole is for the caller to see. Raises HubDown, and ModelBroken for all that waiting does not mend.
         """
+        if not self.is_asked:
+            if (folder := self._cached(repository, revision, probe)) is not None:
+                return folder
+            raise ModelBroken(f"{repository} has not been downloaded")
         from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415  a second of import, needed by few
         from huggingface_hub.utils import disable_progress_bars  # noqa: PLC0415
 
@@ -59,7 +68,10 @@ class Hub:
         api = HfApi(endpoint=self.endpoint, token=self.token)
         try:
             with _in_words(repository, revision):
-                files = api.model_info(repository, revision=revision, files_metadata=True).siblings or []
+                files = (
+                    api.model_info(repository, revision=revision, files_metadata=True, timeout=_TIMEOUT_S).siblings
+                    or []
+                )
         except (HubDown, _Offline) as error:
             if (folder := self._cached(repository, revision, probe)) is not None:
                 log.warning("%s; taking what is here already", error, extra={"action": "hub_unreachable"})

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from farm.errors import Fatal, HubDown, ModelBroken
-from farm.weights import Digests, Hub, Weights, has_weights
+from farm.weights import DIGESTS_FILE, Digests, Hub, Weights, has_weights
 from worker.pipelines.families import family_class
 from worker.pipelines.latent import Loaded
 from worker.pipelines.parts import load_part, load_tokenizer, settle, silence, vae_dtype
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 log: Final = logging.getLogger(__name__)
 
-DIGESTS_FILE: Final = ".digests.json"
-"""Where digests of weights are kept, in the models folder."""
 _FIRST_WORD_S: Final = 2.0
 _WORDS_S: Final = 15.0
 
