@@ -30,6 +30,7 @@ class Histories:
         self._products = torch.empty((num_slots, 1, size), dtype=torch.float32, device=device)
         self._weights = np.zeros((num_slots, 1, NUM_COLUMNS), dtype=np.float32)
         self._rings = [1] * num_slots  # how many latents the run of a slot keeps
+        self._made = [0] * num_slots  # calls that `advance` has made of it
         # A view per row, made once: finding rows by index takes longer than copying them.
         self._rows = [list(columns.unbind(0)) for columns in self._columns.unbind(0)]
         self._product_rows = list(self._products.view(num_slots, size).unbind(0))
@@ -39,6 +40,7 @@ class Histories:
         # What an earlier run left there could be NaN, which a weight of zero would not silence.
         self._columns[slot].zero_()
         self._rings[slot] = schedule.ring
+        self._made[slot] = 0
         self.put([slot], [0], latents)
 
     def current(self, slots: Sequence[int], calls: Sequence[int]) -> torch.Tensor:
@@ -62,8 +64,16 @@ class Histories:
         """Advance `slots` past their calls `calls`, each by its own schedule, which must have a table.
 
         `predictions` [seats, *shape]; `noise` [1, *shape] where the schedule draws. Other slots stay as they are.
-        If this raises, calling it again with the same arguments is safe.
+        Calling it again with the same arguments is safe: calls that were made are not made again.
         """
+        # The next latents stand where the oldest stood, so that a call cannot be made twice.
+        places = [place for place, slot in enumerate(slots) if self._made[slot] <= calls[place]]
+        if len(places) < len(slots):
+            schedules, noise = [schedules[place] for place in places], [noise[place] for place in places]
+            slots, calls = [slots[place] for place in places], [calls[place] for place in places]
+            predictions = predictions[places]
+        if not slots:
+            return
         self._weights.fill(0.0)
         for slot, call, schedule, drawn in zip(slots, calls, schedules, noise, strict=True):
             self._weights[slot, 0] = schedule.column_weights[call]
@@ -82,6 +92,8 @@ class Histories:
             self._products.baddbmm_(weights[:, :, far], self._columns[:, far])
         following = [self._column(slot, call + 1) for slot, call in pairs]
         self._write(slots, following, [self._product_rows[slot] for slot in slots])
+        for slot, call in pairs:
+            self._made[slot] = call + 1
 
     def _column(self, slot: int, call: int) -> int:
         """Return which column holds the latents before `call`; the prediction's stands beside it."""

@@ -453,6 +453,26 @@ def test_advance_that_failed_is_made_again(name, monkeypatch):
     assert torch.equal(*ends)
 
 
+@pytest.mark.parametrize("name", ["dpmpp_2m", "lms"])
+def test_advance_that_was_made_is_not_made_again(name):
+    """After a failure behind the advance all its seats are advanced again, and those that were stay where they are."""
+    num_seats, schedule = 2, schedule_for(find_scheduler(name), SD15, 9)
+    histories = Histories(num_seats, SHAPE, CPU)
+    runners = [Runner(histories, slot, schedule, seed=slot) for slot in range(num_seats)]
+    for call in range(6):
+        advance(histories, runners)
+        ends = [runner.latents for runner in runners]
+        runners[0].call = call  # as if only this one had to go once more
+        histories.advance([0], [call], [schedule], torch.full((1, *SHAPE), torch.nan), [None])
+        runners[0].call = call + 1
+        for runner, end in zip(runners, ends, strict=True):
+            assert torch.equal(runner.latents, end)
+    alone = Runner(Histories(num_seats, SHAPE, CPU), 0, schedule, seed=0)
+    for _ in range(6):
+        advance(alone.histories, [alone])
+    assert torch.equal(alone.latents, runners[0].latents)
+
+
 def test_refusal_of_diffusers_is_passed_on():
     """What diffusers itself refuses fails the unit with diffusers' reason."""
     with pytest.raises(RenderFailed, match=r"lcm with 60 steps: .*original_steps"):
