@@ -39,10 +39,10 @@ from api.uploads import check_keys
 from farm.errors import Transient, UnknownJob
 from farm.expand import expand
 from farm.feeding import feed
-from farm.jobs import JOB_ID_FORM, Counts, Header, JobSpec, JobState, UnitState, new_job_id
+from farm.jobs import JOB_ID_FORM, Counts, Header, JobSpec, JobState, Output, UnitState, new_job_id
 from farm.ledger import ImageStatus, JobStatus, Ledger
 from farm.pictures import hosts_of
-from farm.storage import ImageFormat, object_key
+from farm.storage import object_key, thumbnail_key, upscaled_key
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -255,7 +255,7 @@ def list_images(farm: Farm, job_id: JobId, query: Annotated[ImagesQuery, Query()
     end = query.offset + len(images)
     following = urlencode({"offset": end, "limit": query.limit})
     return ImagePage(
-        data=[_image(farm, job_id, status, image_format=header.output.format) for status in images],
+        data=[_image(farm, job_id, status, header.output) for status in images],
         total=header.total,
         offset=query.offset,
         limit=query.limit,
@@ -271,14 +271,23 @@ def list_images(farm: Farm, job_id: JobId, query: Annotated[ImagesQuery, Query()
 def get_image(farm: Farm, job_id: JobId, index: Annotated[int, Path(ge=0, le=_MAX_OFFSET)]) -> Image:
     """Tell where one image of a job is."""
     header = farm.ledger.job(_known_form(job_id)).header
-    return _image(farm, job_id, farm.ledger.image(job_id, index), image_format=header.output.format)
+    return _image(farm, job_id, farm.ledger.image(job_id, index), header.output)
 
 
-def _image(farm: Parts, job_id: str, status: ImageStatus, *, image_format: ImageFormat) -> Image:
+def _image(farm: Parts, job_id: str, status: ImageStatus, output: Output) -> Image:
     if status.state is not UnitState.STORED:
-        return Image.of(status, key=None, url=None)
-    key = object_key(job_id, status.index, image_format)
-    return Image.of(status, key=key, url=farm.store.presigned_url(key))
+        return Image.of(status)
+    signed, index = farm.store.presigned_url, status.index
+    key = object_key(job_id, index, output.format)
+    thumbnail = None if output.thumbnail_px is None else thumbnail_key(job_id, index)
+    upscaled = None if output.upscale is None else upscaled_key(job_id, index, output.format, output.upscale)
+    return Image.of(
+        status,
+        key=key,
+        url=signed(key),
+        thumbnail_url=None if thumbnail is None else signed(thumbnail),
+        upscaled_url=None if upscaled is None else signed(upscaled),
+    )
 
 
 def _known_form(job_id: str) -> str:

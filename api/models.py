@@ -58,6 +58,7 @@ def _model(farm: Parts, row: ModelRow, workers: Sequence[WorkerReport]) -> Model
             num_inference_steps=row.num_inference_steps,
             guidance_scale=row.guidance_scale,
             scheduler=row.scheduler,
+            loras={lora.name: lora.weight for lora in row.loras},
         ),
         schedulers=[scheduler.name for scheduler in schedulers_of(row.scheduler_group)],
         controlnets=list(farm.catalog.controlnets_for(row)),

@@ -119,6 +119,7 @@ class ModelDefaults(BaseModel):
     num_inference_steps: int
     guidance_scale: float
     scheduler: str
+    loras: dict[str, float] = Field(description="Weights, by name, of LoRAs that every image of this model gets.")
 
 
 class Model(BaseModel):
@@ -147,6 +148,7 @@ class Model(BaseModel):
                         "num_inference_steps": 20,
                         "guidance_scale": 5.0,
                         "scheduler": "dpmpp_2m",
+                        "loras": {},
                     },
                     "schedulers": ["euler", "dpmpp_2m"],
                     "controlnets": ["sd15-canny"],

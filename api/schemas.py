@@ -173,6 +173,8 @@ class Image(BaseModel):
                     "attempts": 1,
                     "key": f"jobs/{_JOB_ID}/00000003.png",
                     "url": f"http://localhost:8333/farm/jobs/{_JOB_ID}/00000003.png?X-Amz-Signature=…",
+                    "thumbnail_url": None,
+                    "upscaled_url": None,
                     "stored_at": _WHEN,
                     "render_s": 1.42,
                     "gpu_s": 0.71,
@@ -192,6 +194,12 @@ class Image(BaseModel):
     attempts: int = Field(description="How often it was handed to a worker.")
     key: str | None = Field(description="Its object key in the bucket, once stored.")
     url: str | None = Field(description="A signed GET URL, once stored; valid for FARM_URL_EXPIRY_S seconds.")
+    thumbnail_url: str | None = Field(
+        description="Likewise of its thumbnail, where `output.thumbnail_px` asked for it."
+    )
+    upscaled_url: str | None = Field(
+        description="Likewise of its enlarged version, where `output.upscale` asked for it."
+    )
     stored_at: datetime | None
     render_s: float | None = Field(description="From taking its seat in the batch to its pixels.")
     gpu_s: float | None = Field(description="Its share of device time.")
@@ -199,8 +207,16 @@ class Image(BaseModel):
     history: list[str] = Field(description="Reasons of its lost or failed attempts, oldest first.")
 
     @classmethod
-    def of(cls, status: ImageStatus, *, key: str | None, url: str | None) -> Image:
-        """Return a ledger's status in this form."""
+    def of(
+        cls,
+        status: ImageStatus,
+        *,
+        key: str | None = None,
+        url: str | None = None,
+        thumbnail_url: str | None = None,
+        upscaled_url: str | None = None,
+    ) -> Image:
+        """Return a ledger's status in this form; without `key`, of an image that is not stored."""
         return cls(
             index=status.index,
             prompt_index=status.prompt_index,
@@ -210,6 +226,8 @@ class Image(BaseModel):
             attempts=status.attempts,
             key=key,
             url=url,
+            thumbnail_url=thumbnail_url,
+            upscaled_url=upscaled_url,
             stored_at=when_if(status.stored_at),
             render_s=status.render_s,
             gpu_s=status.gpu_s,

@@ -93,6 +93,10 @@ class FarmClient:
         """Return the catalog."""
         return items(self._ask("GET", "/v1/models"))
 
+    def model(self, name: str) -> Json:
+        """Return one model of the catalog; raises CliError with the choices when there is none."""
+        return self._ask("GET", f"/v1/models/{quote(name, safe='')}")
+
     def workers(self) -> list[Json]:
         """Return the workers that reported lately."""
         return items(self._ask("GET", "/v1/workers"))
