@@ -15,6 +15,7 @@ from worker.pipelines.base import Encoded
 from worker.pipelines.unet import Conditioning, UnetModel, Words
 
 if TYPE_CHECKING:
+    from farm.catalog import Family
     from farm.jobs import Unit
     from worker.pipelines.base import Inputs
     from worker.pipelines.latent import Loaded
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 class Sd15Pipeline(UnetModel):
     """One SD 1.x or 2.x model on one device. What it predicts, noise or velocity, is the scheduler config's affair."""
 
+    family: ClassVar[Family] = "sd15"
     component_types: ClassVar[Mapping[str, Any]] = {
         "tokenizer": CLIPTokenizer,
         "text_encoder": CLIPTextModel,
