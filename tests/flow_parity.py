@@ -6,16 +6,20 @@ Owns what the pipelines of Flux and SD 3 must be helped with; tests/parity.py co
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import diffusers
 import numpy as np
 import torch
-from parity import Studio
+from hypothesis import strategies as st
+from parity import PROMPTS, Studio
 from PIL import Image
+from tiny_flow_models import SIZE_MULTIPLE_PX
 
-from farm.schedulers import find_scheduler
+from farm.schedulers import find_scheduler, schedulers_of
+from tiny_models import SIZE_PX, tiny_unit
 from worker.pipelines.base import Inputs
 from worker.pipelines.latent import Loaded
 
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
 
 MAX_SEQUENCE_LENGTH = 40
 """Tokens of T5."""
+
+FLOW_PROMPTS = (*PROMPTS, "(x:1.2) y, z", "a " * 60)
+"""With marks that are text to these models, and more tokens than T5 is given here."""
 
 _CALLED_AS_MEANT = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
 
@@ -110,6 +117,24 @@ class FlowStudio(Studio):
             return (self.reference._pack_latents(after, *after.shape),)
 
         return step_unpacked
+
+
+def any_flow_units(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Unit]]:
+    """Draw some units that differ in all that units of flow models may differ in; `fields` are a family's own."""
+    sizes = st.sampled_from([SIZE_PX - SIZE_MULTIPLE_PX, SIZE_PX, SIZE_PX + SIZE_MULTIPLE_PX])
+    unit = st.builds(
+        tiny_unit,
+        scheduler=st.sampled_from([row.name for row in schedulers_of("flow")]),
+        prompt=st.sampled_from(FLOW_PROMPTS),
+        negative_prompt=st.sampled_from(["", *FLOW_PROMPTS]),
+        seed=st.integers(0, 2**53 - 1),
+        num_inference_steps=st.integers(1, 6),
+        width=sizes,
+        height=sizes,
+        **fields,
+    )
+    units = st.lists(unit, min_size=1, max_size=4)
+    return units.map(lambda drawn: [replace(unit, index=index) for index, unit in enumerate(drawn)])
 
 
 def picture(seed: int, *, height: int, width: int) -> Inputs:
