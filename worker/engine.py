@@ -218,6 +218,8 @@ class Engine:
             seats = [*lane.seated, *lane.waiting]
         with self._busy(pipeline) as elapsed:
             failure = _failure_of(lambda: pipeline.adapt(lane.key.loras))
+            if failure is not None and _is_out_of_memory(failure) and self._residents.keep_only(lane.key.model):
+                failure = _failure_of(lambda: pipeline.adapt(lane.key.loras))
         if failure is not None:
             self._fail(seats, failure)
             return False
@@ -299,6 +301,8 @@ class Engine:
             device=pipeline.device_name,
             dtype=str(pipeline.dtype).removeprefix("torch."),
             warnings=(*seat.warnings, *finished.warnings),
+            lora_hashes=dict(pipeline.lora_hashes),
+            approximations=pipeline.approximations,
             upscaled=finished.upscaled,
             upscaler_hash=finished.upscaler_hash,
             nsfw=finished.nsfw,

@@ -91,6 +91,14 @@ class Pipeline(Protocol):
         """Whether its denoiser takes mask and masked picture as further channels, and renders nothing without."""
 
     @property
+    def lora_hashes(self) -> Mapping[str, str]:
+        """The sha256 of each LoRA file that is in the weights now, hex, by name."""
+
+    @property
+    def approximations(self) -> tuple[str, ...]:
+        """What its memory plan changes in pictures, for their recipes."""
+
+    @property
     def scheduler_config(self) -> Mapping[str, Any]:
         """The config that came with the model: its betas and what it predicts."""
 

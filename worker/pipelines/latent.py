@@ -78,6 +78,7 @@ class LatentModel(ABC):
         self.device_name = loaded.device_name
         self.dtype = loaded.dtype
         self.max_batch = loaded.max_batch
+        self.approximations: tuple[str, ...] = loaded.placement.plan.approximations if loaded.placement else ()
         self.scheduler_config: Mapping[str, Any] = loaded.scheduler_config
         adaptable = {
             name: part for name, part in loaded.parts.items() if isinstance(part, torch.nn.Module) and name != "vae"

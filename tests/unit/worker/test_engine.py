@@ -7,19 +7,21 @@ import random
 import threading
 from concurrent.futures import CancelledError
 from concurrent.futures import wait as wait_for
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
 
 from farm.errors import ModelBroken, RenderFailed, Transient
-from farm.jobs import Hint, Reproducibility
+from farm.jobs import Hint, Hires, Reproducibility
+from farm.prompts import Lora
 from farm.schedulers import schedulers_of
 from tiny_models import SIZE_PX, tiny_unit
 from worker.engine import Engine
 from worker.pipelines.base import Encoded
 from worker.sampling import TimestepOptions
-from worker.seat import EngineStopped, UnitCancelled
+from worker.seat import EngineStopped, Rendered, UnitCancelled
 
 INVARIANT = Reproducibility.INVARIANT
 
@@ -32,6 +34,8 @@ class FakePipeline:
     device = torch.device("cpu")
     device_name = "cpu"
     dtype = torch.float32
+    lora_hashes = MappingProxyType({})
+    approximations = ()
 
     def __init__(self, name="tiny", *, max_batch=None):
         self.name = name
@@ -547,3 +551,71 @@ def test_rendered_tells_where_it_comes_from(tiny_pipeline):
     assert (image.device, image.dtype) == ("cpu", "float32")
     assert image.pixels.dtype == np.uint8
     assert image.pixels.shape == (SIZE_PX, SIZE_PX, 3)
+
+
+def test_no_memory_for_loras_unloads_other_models_and_tries_again():
+    """Putting LoRAs in needs room for a moment; models that only stay for later make it."""
+    pipelines = {name: FakePipeline(name) for name in ("one", "two")}
+    engine = Engine(pipelines.__getitem__, max_batch=2, max_resident_models=2)
+    engine.submit(tiny_unit(model="one"))
+    make_passes(engine)
+    two = pipelines["two"]
+    adapt = two.adapt
+
+    def adapt_in_what_is_left(loras):
+        if len(engine.stats().resident_models) > 1:
+            raise torch.OutOfMemoryError("no memory")
+        adapt(loras)
+
+    two.adapt = adapt_in_what_is_left
+    future = engine.submit(tiny_unit(model="two", loras=(Lora("style"),)))
+    make_passes(engine)
+    assert future.result()
+    assert two.loras == (Lora("style"),)
+    assert engine.stats().resident_models == ("two",)
+
+
+def test_a_lane_whose_loras_cannot_be_put_in_fails_alone():
+    """Its units fail with the reason, waiting and seated; a lane beside it goes on."""
+    good, bad, late = render(
+        FakePipeline(),
+        [tiny_unit(index=0), *(tiny_unit(index=i, loras=(Lora("broken"),)) for i in (1, 2))],
+        max_batch=1,
+    )
+    assert isinstance(good, Rendered)
+    for failed in (bad, late):
+        assert isinstance(failed, RenderFailed)
+        assert "no such file" in str(failed)
+
+
+def test_forms_are_forwards_of_their_own():
+    """Seats of one lane whose rows cannot be joined, such as texts of other lengths, step together but apart."""
+    pipeline = FakePipeline()
+    units = [tiny_unit(index=i, seed=i, prompt=p) for i, p in enumerate(["a", "b long", "c", "d long"])]
+    images = render(pipeline, units, max_batch=4)
+    assert pipeline.batches[:2] == [["a", "c"], ["b long", "d long"]]
+    for unit, image in zip(units, images, strict=True):
+        (alone,) = render(FakePipeline(), [unit])
+        assert np.array_equal(image.pixels, alone.pixels)
+
+
+@pytest.mark.parametrize("upscaler", ["latent", "lanczos"])
+def test_two_passes_are_one_image(upscaler):
+    """A unit with hires fix goes through two lanes and comes out once, large, its calls and time counted together."""
+    hires = Hires(2 * SIZE_PX, 2 * SIZE_PX, 0.5, 4, upscaler)
+    small, large = render(FakePipeline(), [tiny_unit(index=0), tiny_unit(index=1, hires=hires)], max_batch=2)
+    assert small.pixels.shape == (SIZE_PX, SIZE_PX, 3)
+    assert large.pixels.shape == (2 * SIZE_PX, 2 * SIZE_PX, 3)
+    assert large.timings.steps == 3 + 2
+
+
+def test_a_unit_cancelled_between_its_passes_is_gone():
+    """Cancelling a unit that waits for its second pass ends it at once."""
+    engine = Engine(lambda _: FakePipeline(), max_batch=1)
+    first = engine.submit(tiny_unit(index=0, num_inference_steps=1, hires=Hires(32, 32, 0.5, 4, "latent")))
+    make_passes(engine, 1)
+    assert engine.stats().waiting == 1
+    assert engine.cancel("job_test", 0) == 1
+    assert engine.stats().waiting == engine.stats().running == 0
+    with pytest.raises(UnitCancelled):
+        first.result(timeout=1)
