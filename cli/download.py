@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import httpx
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,6 +29,7 @@ from cli.show import console
 _PARALLEL: Final = 8
 _TRIES: Final = 3
 _MAX_SLUG: Final = 60
+_EXTRA_URLS: Final = ("thumbnail_url", "upscaled_url")
 
 
 @dataclass
@@ -43,8 +45,9 @@ class Downloaded:
 class Manifest:
     """Which images of a job lie in a folder under which name; append-only, so that a cut-off download costs a line."""
 
-    def __init__(self, folder: Path, job_id: str) -> None:
+    def __init__(self, folder: Path, job_id: str, *, with_extras: bool = False) -> None:
         self._folder = folder
+        self._with_extras = with_extras
         self._job_id = job_id
         self._path = folder / f"{job_id}.jsonl"
         self._lock = threading.Lock()
@@ -69,6 +72,11 @@ class Manifest:
             return row is not None and (self._folder / row["file"]).stat().st_size == row["bytes"]
         except OSError:
             return False
+
+    def missing_extras(self, image: dict[str, Any]) -> dict[Path, str]:
+        """Return where an image's extras go and their URLs, of those that are wanted and not here."""
+        extras = extras_of(image, self.path_for(image)) if self._with_extras else {}
+        return {path: url for path, url in extras.items() if not path.exists()}
 
     def path_for(self, image: dict[str, Any]) -> Path:
         """Return where to put an image; another job's file of that name is left alone."""
@@ -99,13 +107,25 @@ def file_name(image: dict[str, Any]) -> str:
     return "-".join(parts) + PurePosixPath(image["key"]).suffix
 
 
-def download(client: FarmClient, job_id: str, folder: Path, *, parallel: int = _PARALLEL) -> Downloaded:
-    """Bring all stored images of a job into `folder`, showing a bar; raises CliError if it cannot be written."""
+def extras_of(image: dict[str, Any], path: Path) -> dict[Path, str]:
+    """Return where an image's thumbnail and enlarged version go, beside it at `path`, and their URLs."""
+    urls = [url for name in _EXTRA_URLS if (url := image.get(name))]
+    suffixes = [PurePosixPath(urlsplit(url).path).name.partition(".")[2] for url in urls]
+    return {path.with_name(f"{path.stem}.{suffix}"): url for suffix, url in zip(suffixes, urls, strict=True)}
+
+
+def download(
+    client: FarmClient, job_id: str, folder: Path, *, with_extras: bool = False, parallel: int = _PARALLEL
+) -> Downloaded:
+    """Bring all stored images of a job into `folder`, showing a bar; raises CliError if it cannot be written.
+
+    `with_extras` brings their thumbnails and enlarged versions as well.
+    """
     done = Downloaded()
     total = total_of(client.job(job_id))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        manifest = Manifest(folder, job_id)
+        manifest = Manifest(folder, job_id, with_extras=with_extras)
     except OSError as error:
         raise CliError(f"{folder}: {error.strerror}") from error
     bar = Progress(
@@ -120,13 +140,13 @@ def download(client: FarmClient, job_id: str, folder: Path, *, parallel: int = _
 
         def one(image: dict[str, Any]) -> None:
             web = remote if trusts_proxies(image["url"]) else local
-            fetch(web, image, manifest)
+            bring(web, image, manifest)
 
         def wanted() -> Iterator[dict[str, Any]]:
             for image in client.all_images(job_id):
                 if image["url"] is None:
                     done.missing += 1
-                elif manifest.has(image["index"]):
+                elif manifest.has(image["index"]) and not manifest.missing_extras(image):
                     done.skipped += 1
                 else:
                     yield image
@@ -161,13 +181,28 @@ def in_parallel(
             yield running.pop(future), error
 
 
+def bring(web: httpx.Client, image: dict[str, Any], manifest: Manifest) -> None:
+    """Fetch what is missing of an image and its extras; raises as `fetch` does."""
+    if not manifest.has(image["index"]):
+        fetch(web, image, manifest)
+    for path, url in manifest.missing_extras(image).items():
+        fetch_half(web, url, path).replace(path)
+
+
 def fetch(web: httpx.Client, image: dict[str, Any], manifest: Manifest) -> None:
     """Fetch one image and give it its name once it is whole; raises httpx.HTTPError or OSError after three tries."""
     path = manifest.path_for(image)
+    half = fetch_half(web, image["url"], path)
+    manifest.add(image, path, half.stat().st_size)
+    half.replace(path)
+
+
+def fetch_half(web: httpx.Client, url: str, path: Path) -> Path:
+    """Fetch what will be at `path` to a file beside it, whole; return that. Raises as `fetch` does."""
     half = path.with_name(f".{path.name}.part")
     for tries_left in reversed(range(_TRIES)):
         try:
-            with web.stream("GET", image["url"]) as response, half.open("wb") as file:
+            with web.stream("GET", url) as response, half.open("wb") as file:
                 response.raise_for_status()
                 for chunk in response.iter_bytes():
                     file.write(chunk)
@@ -178,5 +213,4 @@ def fetch(web: httpx.Client, image: dict[str, Any], manifest: Manifest) -> None:
             half.unlink(missing_ok=True)
             if not tries_left:
                 raise
-    manifest.add(image, path, half.stat().st_size)
-    half.replace(path)
+    return half

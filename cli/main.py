@@ -175,11 +175,12 @@ def download(
     job: JobId,
     *,
     folder: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where to.")],
+    extras: Annotated[bool, typer.Option("--extras", help="Bring thumbnails and enlarged versions too.")] = False,
     api: Api = DEFAULT_API,
 ) -> None:
     """Bring a job's images into a folder; what is there already is skipped."""
     with FarmClient(api) as client:
-        raise typer.Exit(tell_download(download_images(client, job, folder), folder))
+        raise typer.Exit(tell_download(download_images(client, job, folder, with_extras=extras), folder))
 
 
 @app.command()

@@ -24,6 +24,9 @@ class Farm:
 
     def __call__(self, request):
         """Answer the API's requests, and those of the signed URLs."""
+        if request.path.startswith("/extra/"):
+            self.fetched.append(request.path)
+            return 200, request.path.encode(), {}
         if request.path.startswith("/s3/"):
             index = int(request.path.removeprefix("/s3/"))
             self.fetched.append(index)
@@ -46,6 +49,8 @@ class Farm:
             "state": "stored" if stored else "failed",
             "key": f"jobs/{JOB}/{index:08d}.png" if stored else None,
             "url": f"{self.url}/s3/{index}" if stored else None,
+            "thumbnail_url": f"{self.url}/extra/{index:07d}.thumb.webp?signature=a.b" if stored else None,
+            "upscaled_url": f"{self.url}/extra/{index:07d}.x2.png?signature=a.b" if stored and index else None,
         }
 
 
@@ -58,10 +63,10 @@ def farm():
         yield answer
 
 
-def fetch(farm, folder):
+def fetch(farm, folder, **options):
     """Download the job."""
     with FarmClient(farm.url) as client:
-        return download(client, JOB, folder)
+        return download(client, JOB, folder, **options)
 
 
 def names(folder):
@@ -156,3 +161,19 @@ def test_names_are_safe_whatever_the_prompt(prompt, name):
     """No path, no endless name, no odd character."""
     assert file_name({"index": 1, "prompt": prompt, "seed": 5, "key": "jobs/j/00000001.png"}) == name
     assert Path(name).name == name
+
+
+def test_extras_lie_beside_their_images_and_are_fetched_once(farm, tmp_path):
+    """Thumbnails and enlarged versions come when asked for, for images that are here already too."""
+    fetch(farm, tmp_path)
+    assert not list(tmp_path.glob("*.webp"))
+    farm.fetched.clear()
+    done = fetch(farm, tmp_path, with_extras=True)
+    assert (done.fetched, done.skipped) == (5, 0)
+    assert not [name for name in farm.fetched if isinstance(name, int)]
+    assert len(list(tmp_path.glob("*.thumb.webp"))) == 5
+    assert (tmp_path / "00003-a-red-circle-s10.x2.png").read_bytes().startswith(b"/extra/0000003.x2.png")
+    assert not (tmp_path / "00000-a-red-circle-s7.x2.png").exists()
+    farm.fetched.clear()
+    assert fetch(farm, tmp_path, with_extras=True).skipped == 5
+    assert farm.fetched == []
