@@ -35,6 +35,7 @@ from worker.description import Description
 from worker.engine import Engine
 from worker.finishing import Finishing
 from worker.gpu import Device, DeviceLock, choose_device
+from worker.inputs import Pictures
 from worker.pipelines.loading import load_pipeline
 from worker.render import Renderer
 from worker.upkeep import Upkeep
@@ -99,6 +100,7 @@ def run(settings: Settings) -> int:
             ledger=ledger,
             engine=engine,
             store=store,
+            pictures=Pictures.of(store, settings),
             max_undelivered=settings.max_undelivered,
             on_claim=more_room.set,
         )

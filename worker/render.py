@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from farm.storage import Store
     from worker.engine import Engine
     from worker.files import File
+    from worker.inputs import Pictures
+    from worker.pipelines.base import Inputs
 
 log: Final = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ class Renderer:
         ledger: Ledger,
         engine: Engine,
         store: Store,
+        pictures: Pictures,
         max_undelivered: int,
         on_claim: Callable[[], None] = lambda: None,
     ) -> None:
@@ -67,6 +70,7 @@ class Renderer:
         self._ledger = ledger
         self._engine = engine
         self._store = store
+        self._pictures = pictures
         self._max_undelivered = max_undelivered
         self._on_claim = on_claim
         self._draining = threading.Event()
@@ -84,7 +88,8 @@ class Renderer:
         self._on_claim()
         with self._holding(hint) as lease:
             try:
-                rendered = self._engine.submit(unit).result()
+                inputs = self._fetch(lease, unit)
+                rendered = self._engine.submit(unit, inputs).result()
                 with self._undelivered():
                     for file in files_of(unit, rendered):
                         self._deliver(lease, unit, file)
@@ -155,6 +160,24 @@ class Renderer:
         """Wait while so many finished images wait for the storage that one more might not fit into memory."""
         with self._changed:
             self._changed.wait_for(lambda: self._num_undelivered < self._max_undelivered or self._draining.is_set())
+
+    def _fetch(self, lease: _Lease, unit: Unit) -> Inputs:
+        """Return the pictures that the unit names; while the storage is away keep the lease, and try again.
+
+        Raises RenderFailed when there are none to be had, InputAway when another host does not give one, UnitCancelled
+        and EngineStopped as `_deliver` does.
+        """
+        for attempt, pause_s in enumerate(_pauses()):
+            if lease.is_lost:
+                raise UnitCancelled("not ours any more before it was begun")
+            try:
+                return self._pictures.fetch(unit)
+            except StorageDown as error:
+                extra = {**_names(unit), "action": "fetch_failed"}
+                log.log(_once_loud(attempt), "a unit waits for its pictures: %s", error, extra=extra)
+            if self._draining.wait(pause_s):
+                raise EngineStopped("the worker stops while a unit's pictures are away")
+        raise AssertionError("pauses never end")
 
     def _deliver(self, lease: _Lease, unit: Unit, file: File) -> None:
         """Put a file of the unit; while the storage is away keep it, and its lease, and try again.

@@ -45,12 +45,14 @@ def img2img_units(schedulers, *, seed, **fields):
     return units, [Inputs(image=picture(number)) if number % 3 else NO_INPUTS for number in range(len(units))]
 
 
-@pytest.mark.parametrize("guidance_scale", [0.0, 4.0], ids=["unguided", "guided"])
-def test_every_scheduler_in_mixed_company(studio, guidance_scale):
+@pytest.mark.parametrize(
+    ("guidance_scale", "schedulers"), [(4.0, SCHEDULERS), (0.0, SOME_SCHEDULERS)], ids=["guided", "unguided"]
+)
+def test_every_scheduler_in_mixed_company(studio, guidance_scale, schedulers):
     """Runs from pictures and from noise, of all schedulers, join one lane at random steps and come out as if alone."""
-    units, inputs = img2img_units(SCHEDULERS, seed=1, guidance_scale=guidance_scale)
-    for rendered in studio.assert_all_same(units, inputs, seed=3, max_batch=6):
-        assert rendered.timings.mean_batch > 1
+    units, inputs = img2img_units(schedulers, seed=1, guidance_scale=guidance_scale)
+    images = studio.assert_all_same(units, inputs, seed=3, max_batch=6)
+    assert max(rendered.timings.mean_batch for rendered in images) > 2
 
 
 def test_alone(studio):

@@ -17,6 +17,8 @@ from farm.ledger import Ledger, WorkerReport
 from farm.recipes import read_recipe
 from farm.settings import Settings
 from servers import valkey
+from worker.inputs import InputAway
+from worker.pipelines.base import NO_INPUTS, Inputs
 from worker.render import Outcome, Renderer
 from worker.seat import EngineStopped, Rendered, Timings, UnitCancelled
 
@@ -32,13 +34,15 @@ class PretendEngine:
         self.stopped = False
         self.futures: dict[Hint, Future] = {}
         self.arrived = threading.Event()
+        self.inputs: dict[Hint, Inputs] = {}
 
-    def submit(self, unit):
+    def submit(self, unit, inputs=NO_INPUTS):
         """Settle at once unless told to hold."""
         if self.stopped:
             raise EngineStopped("the engine is stopping")
         future = Future()
         self.futures[unit.hint] = future
+        self.inputs[unit.hint] = inputs
         if not self.holds:
             self.settle(unit.hint)
         self.arrived.set()
@@ -63,6 +67,19 @@ class PretendEngine:
         for future in self.futures.values():
             if not future.done():
                 future.set_exception(EngineStopped("the engine is stopping"))
+
+
+class PretendPictures:
+    """Has a picture for every unit, unless it is told to fail."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Exception] = []
+
+    def fetch(self, unit):
+        """Return the unit's pictures."""
+        if self.outcomes:
+            raise self.outcomes.pop(0)
+        return Inputs(image=np.zeros((2, 2, 3), np.uint8)) if unit.image else NO_INPUTS
 
 
 class PretendStore:
@@ -118,7 +135,7 @@ def store():
 @pytest.fixture
 def renderer(ledger, engine, store):
     """Return a renderer that keeps at most two undelivered images."""
-    return Renderer(ME, ledger=ledger, engine=engine, store=store, max_undelivered=2)
+    return Renderer(ME, ledger=ledger, engine=engine, store=store, pictures=PretendPictures(), max_undelivered=2)
 
 
 def open_job(ledger, images=1, **fields):
@@ -166,6 +183,53 @@ def test_an_image_is_put_and_counted(renderer, ledger, store):
     assert ledger.image(job, 0).render_s == pytest.approx(1.5)
     assert renderer.held == []
     assert renderer.num_undelivered == 0
+
+
+def test_a_unit_gets_the_pictures_that_it_names(renderer, ledger, engine):
+    """They are there when the engine begins."""
+    _, (hint,) = open_job(ledger, image="uploads/a.png")
+    assert renderer.render(hint) is Outcome.STORED
+    assert engine.inputs[hint].image is not None
+
+
+def test_a_unit_whose_picture_is_missing_fails_with_the_reason(renderer, ledger):
+    """No other worker would find it, so nobody else is asked."""
+    job, (hint,) = open_job(ledger, image="uploads/a.png")
+    renderer._pictures.outcomes = [RenderFailed("image 'uploads/a.png': the storage has nothing")]
+    assert renderer.render(hint) is Outcome.FAILED
+    failed = ledger.image(job, 0)
+    assert (failed.state, failed.error) == (UnitState.FAILED, "image 'uploads/a.png': the storage has nothing")
+
+
+def test_a_unit_waits_for_its_picture_while_the_storage_is_away(renderer, ledger):
+    """It keeps its lease, and costs no strike."""
+    job, (hint,) = open_job(ledger, image="uploads/a.png")
+    renderer._pictures.outcomes = [StorageDown("away")] * 2
+    assert renderer.render(hint) is Outcome.STORED
+    assert ledger.job(job).retries == 0
+
+
+def test_a_host_that_gives_no_picture_now_costs_a_strike(renderer, ledger):
+    """Somebody tries again later; a seat's thread does not wait for strangers."""
+    job, (hint,) = open_job(ledger, image="uploads/a.png")
+    renderer._pictures.outcomes = [InputAway("the server answers 500")]
+    assert renderer.render(hint) is Outcome.FAILED
+    assert ledger.image(job, 0).state is UnitState.QUEUED
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_who_waits_for_a_picture_hears_that_it_is_over(renderer, ledger, cancelled):
+    """Cancelled or drained, the unit is given back without a seat."""
+    job, (hint,) = open_job(ledger, image="uploads/a.png")
+    renderer._pictures.outcomes = [StorageDown("away")] * 1000
+    outcome = in_thread(renderer.render, hint)
+    while not renderer.held:
+        time.sleep(0.01)
+    if cancelled:
+        renderer.cancel(job)
+    else:
+        renderer.drain()
+    assert outcome.result(5) is (Outcome.LOST if cancelled else Outcome.RELEASED)
 
 
 def test_a_second_message_for_a_unit_is_dropped(renderer, ledger, store):
@@ -284,7 +348,7 @@ def test_a_stopping_worker_does_not_wait_for_redis():
     """With Redis away there is nobody to give back to: leases run out by themselves."""
     engine, store = PretendEngine(), PretendStore()
     ledger = Ledger.connect(Settings(redis_url="redis://127.0.0.1:1/0"))
-    renderer = Renderer(ME, ledger=ledger, engine=engine, store=store, max_undelivered=2)
+    renderer = Renderer(ME, ledger=ledger, engine=engine, store=store, pictures=PretendPictures(), max_undelivered=2)
     outcome = in_thread(renderer.render, Hint("job_a", 0, 1))
     time.sleep(0.1)
     renderer.drain()
@@ -296,7 +360,9 @@ def test_what_was_finished_while_redis_was_away_is_counted_when_it_is_back(engin
     """The image is put in the meantime, and counted once Redis answers; AOF kept the lease."""
     with valkey() as server:
         ledger = Ledger.connect(server.settings())
-        renderer = Renderer(ME, ledger=ledger, engine=engine, store=store, max_undelivered=2)
+        renderer = Renderer(
+            ME, ledger=ledger, engine=engine, store=store, pictures=PretendPictures(), max_undelivered=2
+        )
         job, (hint,) = open_job(ledger)
         engine.holds = True
         outcome = in_thread(renderer.render, hint)
