@@ -9,7 +9,8 @@ from __future__ import annotations
 from farm.weights.choose import COMPONENTS, Chosen, choose_weights, has_weights
 from farm.weights.digests import DIGESTS_FILE, Digests
 from farm.weights.digests import compute as compute_digest
-from farm.weights.find import ModelFiles, Weights
+from farm.weights.find import Weights
+from farm.weights.found import ModelFiles
 from farm.weights.hub import Hub
 from farm.weights.recognise import Kind, recognise
 

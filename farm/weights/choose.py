@@ -10,6 +10,7 @@ from farm.errors import ModelBroken
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from farm.catalog import Family
 
@@ -47,6 +48,10 @@ class Chosen:
 
     names: tuple[str, ...]
     variant: str | None = None
+
+    def paths(self, folder: Path) -> tuple[Path, ...]:
+        """Return the files in `folder`."""
+        return tuple(folder / name for name in self.names)
 
 
 def has_weights(component: str) -> bool:

@@ -7,8 +7,7 @@ before anything is loaded. Errors do not name the model: who asked knows it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,79 +24,18 @@ from farm.weights.choose import (
     choose_weights,
     has_weights,
 )
-from farm.weights.digests import digest_of_set
-from farm.weights.original import Held, denoiser_of, split
+from farm.weights.found import UNKNOWN, ModelFiles, PartFiles
+from farm.weights.original import denoiser_of, split
 from farm.weights.recognise import Kind, recognise
 
 if TYPE_CHECKING:
     from farm.catalog import Family, ModelRow, Source
-    from farm.weights.digests import Digests
     from farm.weights.hub import Hub
 
 OnProgress = Callable[[int, int], None]
 
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SCALED: Final = ("scaled_fp8", ".scale_weight", ".weight_scale")
-_UNKNOWN: Final = Kind("")
-
-
-@dataclass(frozen=True, slots=True)
-class PartFiles:
-    """Where one part is: a `folder` with a config and the `chosen` weights, or one `file` in an original layout."""
-
-    folder: Path | None = None
-    chosen: Chosen | None = None
-    file: Path | None = None
-    names: Mapping[str, str] = field(default_factory=dict)  # of the file's tensors: within the part, in the file
-
-    @property
-    def weights(self) -> tuple[Path, ...]:
-        """The files of weights."""
-        if self.file is not None:
-            return (self.file,)
-        assert self.folder is not None and self.chosen is not None  # noqa: S101, PT018  one or the other is there
-        return tuple(self.folder / name for name in self.chosen.names)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFiles:
-    """Where the parts of one model are.
-
-    `folder` has configs and tokenizers, and the weights of `parts`. `single` is one file with the parts that `held`
-    tells the names of. `vae` is one from elsewhere that takes the place of the model's own.
-    """
-
-    folder: Path
-    parts: Mapping[str, Chosen]
-    single: Path | None = None
-    held: Held = field(default_factory=dict)
-    vae: PartFiles | None = None
-    kind: Kind = _UNKNOWN
-
-    @property
-    def weights(self) -> dict[str, Path]:
-        """All files of weights, by a name that is the same wherever the model lies."""
-        named = {f"{part}/{name}": self.folder / part / name for part, of in self.parts.items() for name in of.names}
-        if self.vae is not None:
-            named |= {f"vae/{path.name}": path for path in self.vae.weights}
-        if self.single is not None:
-            named[self.single.name] = self.single
-        return named
-
-    def has(self, part: str) -> bool:
-        """Return whether the model has this part, of those that a model of its family may do without."""
-        if not has_weights(part):
-            return (self.folder / part).is_dir() or part not in OPTIONAL
-        return part in self.parts or part in self.held or part not in OPTIONAL
-
-    def model_hash(self, digests: Digests, on_progress: OnProgress | None = None) -> str:
-        """Return the model's sha256, hex: a single file's own, which is how it is known on civitai; else one over all.
-
-        `on_progress` hears of each file's bytes.
-        """
-        if self.single is not None:
-            return digests.of(self.single, on_progress)
-        return digest_of_set({name: digests.of(path, on_progress) for name, path in self.weights.items()})
 
 
 class Weights:
@@ -276,8 +214,8 @@ def _names_in(file: Path, part: str) -> dict[str, str]:
 def read_headers(folder: Path, chosen: Chosen) -> dict[str, TensorInfo]:
     """Return the tensors of all files that were chosen in `folder`. Raises BadHeader."""
     tensors: dict[str, TensorInfo] = {}
-    for name in chosen.names:
-        tensors |= read_header(folder / name)
+    for path in chosen.paths(folder):
+        tensors |= read_header(path)
     return tensors
 
 
@@ -290,7 +228,7 @@ def _check_family(folder: Path, family: Family, *, prefer_fp16: bool) -> Kind:
     """Compare a folder's denoiser with the family that the catalog says, and return what it is."""
     kind = recognise_folder(folder, denoiser_of(family), prefer_fp16=prefer_fp16)
     if kind is None:
-        return _UNKNOWN  # and its parts will be missed one by one
+        return UNKNOWN  # and its parts will be missed one by one
     _compare(str(folder), kind, family)
     return kind
 

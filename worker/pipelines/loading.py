@@ -17,8 +17,10 @@ from safetensors import SafetensorError
 from farm.errors import Fatal, HubDown, ModelBroken
 from farm.weights import DIGESTS_FILE, Digests, Hub, Weights, has_weights
 from worker.pipelines.families import family_class
+from worker.pipelines.fitting import loads_on_device, memory_of, plan_model, with_safe_vae
 from worker.pipelines.latent import Loaded
-from worker.pipelines.parts import load_part, load_tokenizer, settle, silence, vae_dtype
+from worker.pipelines.parts import load_part, load_tokenizer, silence
+from worker.pipelines.placement import load_dtype, place, quantization_config_for
 from worker.pipelines.single_file import load_from_file
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from farm.catalog import ModelRow
+    from farm.plans import Plan
     from farm.weights import ModelFiles
     from worker.lora import LoraLibrary
     from worker.pipelines.latent import LatentModel
@@ -42,28 +45,48 @@ def load_pipeline(
     models_dir: Path,
     device: torch.device,
     device_name: str | None = None,
+    memory_bytes: int | None = None,
     hub: Hub | None = None,
     loras: LoraLibrary | None = None,
 ) -> LatentModel:
-    """Load the model of `row` onto `device`: 16 bits on CUDA, fp32 on a CPU.
+    """Load the model of `row` for `device`, as the best memory plan that fits says; on a CPU all is float32.
 
-    Raises ModelBroken or HubDown, naming model, source and reason.
+    `memory_bytes` is how much memory to plan for, the device's by default. Raises ModelBroken or HubDown, naming model,
+    source and reason.
     """
     silence()
     try:
         files = Weights(models_dir, hub or Hub()).model(
             row, prefer_fp16=device.type == "cuda", on_progress=_telling(f"downloading {row.name}")
         )
+        plan = _plan(row, files, device, memory_bytes or memory_of(device))
         digests = Digests(models_dir / DIGESTS_FILE)
         model_hash = files.model_hash(digests, _telling(f"hashing the weights of {row.name}"))
-        return _load(
-            row,
-            files,
-            model_hash=model_hash,
-            models_dir=models_dir,
-            device=device,
-            device_name=device_name or _kind(device),
-            loras=loras,
+        family = family_class(row.family)
+        parts = {
+            part: _load_part(family.component_types[part], part, files, plan, device)
+            for part in family.component_types
+            if files.has(part)
+        }
+        networks = {name: part for name, part in parts.items() if has_weights(name)}
+        index = files.folder / "model_index.json"
+        config = _read_json(files.folder / "scheduler" / "scheduler_config.json")
+        return family(
+            Loaded(
+                name=row.name,
+                parts=parts,
+                placement=place(networks, plan, device),
+                scheduler_config={**config, **files.kind.prediction, **row.scheduler_config},
+                options=_read_json(index) if index.is_file() else {},
+                model_hash=model_hash,
+                device=device,
+                device_name=device_name or _kind(device),
+                dtype=load_dtype(plan, family.denoiser),
+                max_batch=min(plan.max_batch, row.max_batch or plan.max_batch),
+                max_sequence_length=row.max_sequence_length,
+                embeddings_dir=models_dir / "embeddings",
+                loras=loras,
+            )
         )
     except torch.OutOfMemoryError:
         raise  # the engine can make room
@@ -75,65 +98,38 @@ def load_pipeline(
         raise ModelBroken(f"model {row.name} ({row.source}): {reason}") from error
 
 
-def _load(
-    row: ModelRow,
-    files: ModelFiles,
-    *,
-    model_hash: str,
-    models_dir: Path,
-    device: torch.device,
-    device_name: str,
-    loras: LoraLibrary | None,
-) -> LatentModel:
-    family = family_class(row.family)
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    index = files.folder / "model_index.json"
-    config = _read_json(files.folder / "scheduler" / "scheduler_config.json")
-    parts = {
-        part: _load_part(family, part, files, dtype=dtype, device=device)
-        for part in family.component_types
-        if files.has(part)
-    }
-    return family(
-        Loaded(
-            name=row.name,
-            parts=parts,
-            scheduler_config={**config, **files.kind.prediction, **row.scheduler_config},
-            options=_read_json(index) if index.is_file() else {},
-            model_hash=model_hash,
-            device=device,
-            device_name=device_name,
-            dtype=dtype,
-            max_batch=row.max_batch,
-            max_sequence_length=row.max_sequence_length,
-            embeddings_dir=models_dir / "embeddings",
-            loras=loras,
-        )
-    )
+def _plan(row: ModelRow, files: ModelFiles, device: torch.device, memory_bytes: int) -> Plan:
+    """Return the memory plan, with a VAE that does not overflow."""
+    plan = plan_model(row, files, device, memory_bytes=memory_bytes)
+    overflows = family_class(row.family).heeds_force_upcast
+    if overflows:
+        overflows = _read_json(files.config_folder("vae") / "config.json").get("force_upcast", True)
+    plan = with_safe_vae(plan, overflows=overflows)
+    log.info("model %s: %s", row.name, plan.summary, extra={"action": "model_planned", "model": row.name})
+    return plan
 
 
-def _load_part(
-    family: type[LatentModel], part: str, files: ModelFiles, *, dtype: torch.dtype, device: torch.device
-) -> Any:
+def _load_part(cls: Any, part: str, files: ModelFiles, plan: Plan, device: torch.device) -> Any:
     """Load one part from where it is: a folder, the model's single file, or the source of a VAE of its own."""
-    cls = family.component_types[part]
-    folder = files.folder / part
     if not has_weights(part):
-        return load_tokenizer(cls, folder)
+        return load_tokenizer(cls, files.folder / part)
+    folder = files.config_folder(part)
+    home = device if loads_on_device(plan, part) else torch.device("cpu")
+    dtype = load_dtype(plan, part)
     own = files.vae if part == "vae" else None
-    if own is not None and own.folder is not None:
-        folder = own.folder
-    if part == "vae":
-        dtype = vae_dtype(family, _read_json(folder / "config.json"), dtype)
     if own is not None and own.file is not None:
-        module = load_from_file(cls, own.file, own.names, folder, dtype=dtype, device=device)
-    elif own is None and part in files.held:
-        assert files.single is not None  # noqa: S101  it is what holds the part
-        module = load_from_file(cls, files.single, files.held[part], folder, dtype=dtype, device=device)
-    else:
-        chosen = files.parts[part] if own is None else own.chosen
-        module = load_part(cls, folder, variant=chosen.variant if chosen else None, dtype=dtype, device=device)
-    return settle(module, device)
+        return load_from_file(cls, own.file, own.names, folder, dtype=dtype, device=home)
+    if own is None and files.single is not None and part in files.held:
+        return load_from_file(cls, files.single, files.held[part], folder, dtype=dtype, device=home)
+    chosen = own.chosen if own is not None else files.parts[part]
+    return load_part(
+        cls,
+        folder,
+        variant=chosen.variant if chosen is not None else None,
+        dtype=dtype,
+        device=home,
+        quantization_config=quantization_config_for(plan, part),
+    )
 
 
 def _telling(what: str) -> Callable[[int, int], None]:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 import transformers
 from diffusers import ModelMixin
 
-from worker.pipelines.base import conv_layout
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
-    from worker.pipelines.latent import LatentModel
+    import torch
 
 
 def load_tokenizer(cls: Any, folder: Path) -> Any:
@@ -46,22 +42,6 @@ def load_part(
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{folder} lacks {len(missing)} weights, {missing[0]} first")
     return module
-
-
-def settle(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """Put `module` on `device`, laid out for inference, and return it."""
-    module.to(device).to(memory_format=conv_layout(device))  # type: ignore[call-overload]  # torch's stubs lack it
-    return module.eval().requires_grad_(requires_grad=False)
-
-
-def vae_dtype(family: type[LatentModel], config: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:
-    """Return what a VAE computes in where the denoiser computes in `dtype`.
-
-    Where fp16 would overflow diffusers' pipelines go to fp32 without a word, which takes ten times as long; bf16 has
-    the range of fp32 at the speed of fp16, for a little precision that no eye sees.
-    """
-    overflows = family.heeds_force_upcast and config.get("force_upcast", True)
-    return torch.bfloat16 if overflows and dtype == torch.float16 else dtype
 
 
 def silence() -> None:

@@ -1,0 +1,86 @@
+"""The memory plan of a model whose files are at hand, on the device that there is.
+
+What a plan is and which are tried is farm/plans' business; carrying one out is placement.py's.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+import torch
+
+from farm.plans import ModelSizes, Precision, Where, plan_for_row, read_header
+from farm.plans.sizes import measure
+from farm.plans.working import CONTEXT_BYTES
+from worker.pipelines.placement import can_load_4bit
+
+if TYPE_CHECKING:
+    from farm.catalog import ModelRow
+    from farm.plans import Plan
+    from farm.weights import ModelFiles
+
+_CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
+
+
+def plan_model(row: ModelRow, files: ModelFiles, device: torch.device, *, memory_bytes: int) -> Plan:
+    """Return the plan by which the model of `files` is loaded; raises NoPlan, with the numbers, when none fits."""
+    kind: Literal["cuda", "cpu"] = "cuda" if device.type == "cuda" else "cpu"
+    return plan_for_row(
+        row,
+        sizes_in(files),
+        vram_bytes=memory_bytes,
+        device_kind=kind,
+        # 4 bits are made while diffusers reads a folder; a denoiser from a single file comes otherwise.
+        can_load_4bit=can_load_4bit() and not {"unet", "transformer"} & files.held.keys(),
+    )
+
+
+def sizes_in(files: ModelFiles) -> ModelSizes:
+    """Return the sizes of a model's parts, read from the headers of its files."""
+    tensors = {
+        part: {name: info for path in chosen.paths(files.folder / part) for name, info in read_header(path).items()}
+        for part, chosen in files.parts.items()
+    }
+    if files.single is not None:
+        whole = read_header(files.single)
+        tensors |= {part: {name: whole[full] for name, full in held.items()} for part, held in files.held.items()}
+    if files.vae is not None:
+        tensors["vae"] = {name: info for path in files.vae.weights for name, info in read_header(path).items()}
+    return ModelSizes(tuple(measure(part, held) for part, held in tensors.items()), f"headers under {files.folder}")
+
+
+def with_safe_vae(plan: Plan, *, overflows: bool) -> Plan:
+    """Return `plan` with a VAE that computes in bf16 where fp16 would overflow.
+
+    There diffusers' pipelines go to fp32 without a word, which takes ten times as long; bf16 has the range of fp32 at
+    the speed and size of fp16, for a little precision that no eye sees.
+    """
+    if not overflows or plan.component("vae").compute is not Precision.FP16:
+        return plan
+    vae = replace(plan.component("vae"), storage=Precision.BF16, compute=Precision.BF16)
+    return replace(plan, components=tuple(vae if part.name == "vae" else part for part in plan.components))
+
+
+def loads_on_device(plan: Plan, part: str) -> bool:
+    """Return whether a part is to be read straight to the device, and not to RAM to go on from there.
+
+    What loses bits on the way is too large for the device before it has lost them; only 4 bits are made while reading.
+    """
+    planned = plan.component(part)
+    return planned.where is Where.RESIDENT and planned.storage is not Precision.FP8
+
+
+def memory_of(device: torch.device) -> int:
+    """Return the bytes of memory that a model may count on: of the card, less what others use of it; of RAM, all."""
+    if device.type == "cuda":
+        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+        # What this process holds already is the room of models that make way; its context is in every plan.
+        return min(total_bytes, free_bytes + torch.cuda.memory_reserved(device) + CONTEXT_BYTES)
+    ram_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(ram_bytes, int(_CGROUP_LIMIT.read_text("ascii")))
+    except (OSError, ValueError):  # no such file, or `max`
+        return ram_bytes
