@@ -15,7 +15,8 @@ from farm.jobs import Reproducibility
 from farm.schedulers import schedulers_of
 from tiny_models import SIZE_PX, save_tiny_sdxl, tiny_row, tiny_unit
 from worker.pipelines.base import NO_INPUTS
-from worker.pipelines.loading import load_pipeline, vae_dtype
+from worker.pipelines.loading import load_pipeline
+from worker.pipelines.parts import vae_dtype
 from worker.pipelines.sd15 import Sd15Pipeline
 from worker.pipelines.sdxl import SdxlPipeline
 
