@@ -73,7 +73,7 @@ def encode_ahead(
     if not visits.away or _are_ready(units, encode, visits, cache):
         return
     for part in visits.away:
-        full = cache.served_bytes + cache.max_bytes
+        full = cache.served_bytes + cache.max_bytes * 3 // 4  # the last one may be large
         with visits.staying(part):
             for unit in units:
                 with suppress(NotAtHand, RenderFailed):

@@ -224,19 +224,25 @@ def encode_texts(
 
     `clip_skip` holds for the prompt alone: the negative prompt is never skipped in diffusers.
     """
-
-    def encode(text: str, skip: int, num_chunks: int = 1) -> tuple[ClipEncoding, ...]:
-        return tuple(
-            clip.encode(text, layer=layer, clip_skip=skip, num_chunks=num_chunks, adapters=adapters) for clip in clips
-        )
-
     texts = {"prompt": (prompt, clip_skip)}
     if negative_prompt is not None:
         texts["negative_prompt"] = (negative_prompt, 0)
-    encoded = {field: encode(*text) for field, text in texts.items()}
+
+    def encode(num_chunks: int = 1) -> dict[str, tuple[ClipEncoding, ...]]:
+        # Both texts by one encoder, then by the next: each may have to come to the device.
+        by_clip = [
+            {
+                field: clip.encode(text, layer=layer, clip_skip=skip, num_chunks=num_chunks, adapters=adapters)
+                for field, (text, skip) in texts.items()
+            }
+            for clip in clips
+        ]
+        return {field: tuple(encodings[field] for encodings in by_clip) for field in texts}
+
+    encoded = encode()
     longest = max(encoding.num_chunks for encodings in encoded.values() for encoding in encodings)
     if longest > 1:
-        encoded = {field: encode(*text, longest) for field, text in texts.items()}
+        encoded = encode(longest)
     warnings = {  # in order, and once where two encoders say the same
         f"{field} {warning}": None
         for field, encodings in encoded.items()
