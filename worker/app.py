@@ -31,21 +31,24 @@ from farm.logs import configure_logging
 from farm.queue import RENDER_TASK, make_celery, queues
 from farm.settings import Settings
 from farm.storage import Store
+from farm.weights import Hub, Weights
 from worker.description import Description
 from worker.engine import Engine
 from worker.finishing import Finishing
 from worker.gpu import Device, DeviceLock, choose_device
 from worker.inputs import Pictures
+from worker.lora import LoraLibrary
 from worker.pipelines.loading import load_pipeline
 from worker.render import Renderer
 from worker.upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from celery import Celery
 
     from farm.catalog import Catalog
+    from worker.pipelines.base import Pipeline
 
 log: Final = logging.getLogger(__name__)
 
@@ -84,12 +87,7 @@ def run(settings: Settings) -> int:
         store = Store.connect(settings)
         prepare_bucket(store)
         engine = Engine(
-            lambda model: load_pipeline(
-                catalog.row(model),
-                models_dir=settings.models_dir,
-                device=device.torch,
-                device_name=device.kind,
-            ),
+            make_loader(settings, catalog, device),
             max_batch=settings.max_batch,
             max_resident_models=settings.max_resident_models,
             finishing=Finishing(settings.models_dir, device.torch),
@@ -126,6 +124,26 @@ def run(settings: Settings) -> int:
         say_goodbye(ledger, name)
         drain.over()
         return 1 if drain.lost_device else code
+
+
+def make_loader(settings: Settings, catalog: Catalog, device: Device) -> Callable[[str], Pipeline]:
+    """Return what loads a model by its name, with its LoRAs at hand, fetching what is not here from the hub."""
+    token = None if settings.hf_token is None else settings.hf_token.get_secret_value()
+    hub = Hub(token=token)
+    weights = Weights(settings.models_dir, hub)
+    loras = LoraLibrary(catalog, settings.models_dir / "loras", fetch=weights.file)
+
+    def load(model: str) -> Pipeline:
+        return load_pipeline(
+            catalog.row(model),
+            models_dir=settings.models_dir,
+            device=device.torch,
+            device_name=device.kind,
+            hub=hub,
+            loras=loras,
+        )
+
+    return load
 
 
 def default_node(device: Device) -> str:
