@@ -36,7 +36,8 @@ _SD35_MEDIUM: Final = "stabilityai/stable-diffusion-3.5-medium"
 _SD35_LARGE: Final = "stabilityai/stable-diffusion-3.5-large"
 _SD3_MEDIUM: Final = "stabilityai/stable-diffusion-3-medium-diffusers"
 _LARGE_DEPTH: Final = 38
-_TEXT_TO_IMAGE_CHANNELS: Final = 4
+_ORIGINAL_CHANNELS: Final = (4,)
+_CHANNELS: Final = (4, 9)  # nine where a UNet takes mask and masked picture: its folder has a config that says so
 
 _PREFIX: Final = "model.diffusion_model."
 _FIRST_LAYERS: Final = (f"{_PREFIX}input_blocks.0.0.weight", "input_blocks.0.0.weight", "conv_in.weight")
@@ -83,7 +84,8 @@ def _unet(tensors: Mapping[str, TensorInfo], names: set[str]) -> Kind | None:
     if _starts(names, "conditioner.embedders.0.model."):
         return Kind("an SDXL refiner")
     first = next((tensors[name] for name in _FIRST_LAYERS if name in tensors), None)
-    if first is not None and (channels := first.shape[1]) != _TEXT_TO_IMAGE_CHANNELS:
+    known = _ORIGINAL_CHANNELS if is_original else _CHANNELS
+    if first is not None and (channels := first.shape[1]) not in known:
         return Kind(f"a UNet of {channels} input channels (for inpainting or editing), not one of text to image")
     velocity: dict[str, object] = {"prediction_type": "v_prediction"} if "v_pred" in names else {}
     if "ztsnr" in names:
