@@ -10,15 +10,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from concurrent.futures import Future, InvalidStateError
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import torch
 
-from farm.errors import FarmError, Fatal, ModelBroken, RenderFailed, Transient
+from farm.errors import Fatal, ModelBroken, RenderFailed, Transient
+from worker.account import Account, EngineStats, charge
+from worker.failures import as_ours, failure_of, is_out_of_memory
 from worker.finishing import Finishing
 from worker.pipelines.base import NO_INPUTS, Inputs
 from worker.residents import Residents
@@ -27,29 +27,12 @@ from worker.scheduler import DEFAULT_PATIENCE, Lane, Roster
 from worker.seat import BatchKey, EngineStopped, NextPass, Rendered, Seat, UnitCancelled, passes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from farm.jobs import Hint, Unit
     from worker.pipelines.base import Pipeline
 
 log: Final = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """What the engine has done since it started, and what it is doing."""
-
-    steps: int
-    seat_steps: int  # seats taken, summed over steps; / (steps * max_batch) is the occupancy
-    busy_s: float
-    images: int
-    failed: int
-    oom_count: int
-    max_batch: int
-    waiting: int
-    running: int
-    caps: Mapping[str, int]  # by lane: seats that memory or the catalog turned out to allow, where not max_batch
-    resident_models: tuple[str, ...]
 
 
 class Engine:
@@ -78,8 +61,7 @@ class Engine:
         self._closed: str | None = None  # why no more units are taken
         self._deadline: float | None = None
         self._given_up: list[Hint] = []
-        self._seat_steps = self._images = self._failed = self._oom_count = 0
-        self._busy_s = 0.0
+        self._account = Account(clock)
 
     # -- for other threads -------------------------------------------------------------------------------------------
 
@@ -127,7 +109,7 @@ class Engine:
             for seat in waiting:
                 self._roster.leave(seat.key, seat)
         for seat in waiting:
-            _settle(seat, UnitCancelled("cancelled while it waited"))
+            seat.settle(UnitCancelled("cancelled while it waited"))
         return len(affected)
 
     def progress(self) -> Mapping[Hint, tuple[int, int]]:
@@ -140,11 +122,11 @@ class Engine:
         with self._lock:
             return EngineStats(
                 steps=self._roster.steps,
-                seat_steps=self._seat_steps,
-                busy_s=self._busy_s,
-                images=self._images,
-                failed=self._failed,
-                oom_count=self._oom_count,
+                seat_steps=self._account.seat_steps,
+                busy_s=self._account.busy_s,
+                images=self._account.images,
+                failed=self._account.failed,
+                oom_count=self._account.oom_count,
                 max_batch=self._max_batch,
                 waiting=sum(len(lane.waiting) for lane in self._roster),
                 running=sum(len(lane.seated) for lane in self._roster),
@@ -216,14 +198,14 @@ class Engine:
         """Put the lane's LoRAs into the weights; when that cannot be, its units fail, and nobody else's."""
         with self._lock:
             seats = [*lane.seated, *lane.waiting]
-        with self._busy(pipeline) as elapsed:
-            failure = _failure_of(lambda: pipeline.adapt(lane.key.loras))
-            if failure is not None and _is_out_of_memory(failure) and self._residents.keep_only(lane.key.model):
-                failure = _failure_of(lambda: pipeline.adapt(lane.key.loras))
+        with self._account.busy(pipeline.device) as elapsed:
+            failure = failure_of(lambda: pipeline.adapt(lane.key.loras))
+            if is_out_of_memory(failure) and self._residents.keep_only(lane.key.model):
+                failure = failure_of(lambda: pipeline.adapt(lane.key.loras))
         if failure is not None:
             self._fail(seats, failure)
             return False
-        _charge(seats[: lane.cap], elapsed())
+        charge(seats[: lane.cap], elapsed())
         return True
 
     def _admit(self, lane: Lane[BatchKey, Seat], pipeline: Pipeline) -> None:
@@ -231,16 +213,16 @@ class Engine:
             newcomers = lane.take_seats()
             expected = [seat.unit for seat in (*newcomers, *lane.waiting)]
         if newcomers:
-            with self._busy(pipeline) as elapsed:
-                _failure_of(lambda: pipeline.encode_ahead(expected))  # whoever is to blame will fail on its own
-            _charge(newcomers, elapsed())
+            with self._account.busy(pipeline.device) as elapsed:
+                failure_of(lambda: pipeline.encode_ahead(expected))  # whoever is to blame will fail on its own
+            charge(newcomers, elapsed())
         for seat in newcomers:
             seat.queued_s += self._clock() - seat.submitted_at_s
             # From here on the future's owner cannot cancel it behind our back.
             if not seat.future.running() and not seat.future.set_running_or_notify_cancel():
                 seat.cancelled = True
                 continue
-            with self._busy(pipeline) as elapsed:
+            with self._account.busy(pipeline.device) as elapsed:
                 self._attempt(lane, [seat], lambda seats: self._runs.begin(pipeline, seats[0]))
             seat.encode_s += elapsed()
             seat.gpu_s += elapsed()
@@ -254,16 +236,16 @@ class Engine:
         def advance(seats: list[Seat]) -> None:
             self._runs.advance(pipeline, lane.key, seats, lane.cap if lane.key.is_invariant else None)
 
-        with self._busy(pipeline) as elapsed:
+        with self._account.busy(pipeline.device) as elapsed:
             self._attempt(lane, riders, advance, is_batch=True)
-        _charge(riders, elapsed())
+        charge(riders, elapsed())
         for seat in riders:
             seat.denoise_s += elapsed()
             seat.calls_made += 1
             seat.company += len(riders)
+        self._account.count(seat_steps=len(riders))
         with self._lock:
             self._roster.stepped(lane)
-            self._seat_steps += len(riders)
 
     def _retire(self, lane: Lane[BatchKey, Seat], pipeline: Pipeline) -> None:
         self._drop_cancelled()
@@ -277,7 +259,7 @@ class Engine:
         if seat.next_pass is not None:
             self._change_lanes(pipeline, seat, seat.next_pass)
             return
-        with self._busy(pipeline) as elapsed:
+        with self._account.busy(pipeline.device) as elapsed:
             pixels, flaw = self._runs.decode(pipeline, seat)
         seat.decode_s += elapsed()
         seat.gpu_s += elapsed()
@@ -285,12 +267,12 @@ class Engine:
             # Memory without ECC flips bits, so once is chance; twice is the model's or the request's doing.
             if seat.reruns:
                 raise RenderFailed(f"the image came out {flaw}, twice")
-            log.warning("an image came out %s", flaw, extra={"action": "image_flawed", **_names(seat)})
+            log.warning("an image came out %s", flaw, extra={"action": "image_flawed", **seat.names})
             seat.reruns += 1
             seat.warnings.append(f"the image came out {flaw} and was rendered once more")
             self._runs.restart(pipeline, seat)
             return
-        with self._busy(pipeline) as elapsed:
+        with self._account.busy(pipeline.device) as elapsed:
             finished = self._finishing.finish(seat.unit, pixels)
         seat.decode_s += elapsed()
         seat.gpu_s += elapsed()
@@ -307,15 +289,15 @@ class Engine:
             upscaler_hash=finished.upscaler_hash,
             nsfw=finished.nsfw,
         )
+        self._account.count(images=1)
         with self._lock:
             self._roster.leave(seat.key, seat)
-            self._images += 1
-        _settle(seat, rendered)
+        seat.settle(rendered)
 
     def _change_lanes(self, pipeline: Pipeline, seat: Seat, following: NextPass) -> None:
         """Let a seat that has finished its first pass wait in the second one's lane, as old as it is."""
         unit, upscaler = following
-        with self._busy(pipeline) as elapsed:
+        with self._account.busy(pipeline.device) as elapsed:
             inputs = self._runs.hand_over(pipeline, seat, unit, upscaler)
         seat.decode_s += elapsed()
         seat.gpu_s += elapsed()
@@ -333,9 +315,9 @@ class Engine:
         """Return the lane's model, loading it if need be; None when it cannot be, and all its units have failed."""
         model = lane.key.model
         pipelines: list[Pipeline] = []
-        failure = _failure_of(lambda: pipelines.append(self._residents.get(model)))
-        if failure is not None and _is_out_of_memory(failure) and self._residents.keep_only(model):
-            failure = _failure_of(lambda: pipelines.append(self._residents.get(model)))
+        failure = failure_of(lambda: pipelines.append(self._residents.get(model)))
+        if is_out_of_memory(failure) and self._residents.keep_only(model):
+            failure = failure_of(lambda: pipelines.append(self._residents.get(model)))
         if failure is not None:
             is_ours = isinstance(failure, (Fatal, Transient))
             error = failure if is_ours else ModelBroken(f"model {model}: {failure}")
@@ -364,10 +346,10 @@ class Engine:
 
         A work that fails leaves the runs as they were, so the innocent half just does it again.
         """
-        failure = _failure_of(partial(work, seats))
+        failure = failure_of(partial(work, seats))
         if failure is None:
             return
-        if _is_out_of_memory(failure):
+        if is_out_of_memory(failure):
             num_rows = lane.cap if is_batch and lane.key.is_invariant else len(seats)
             if self._make_room(lane, num_rows):
                 self._attempt(lane, seats, work, is_batch=is_batch)
@@ -390,8 +372,8 @@ class Engine:
         """
         log.warning("out of memory at %d seats of %s", num_rows, lane.key, extra={"action": "out_of_memory"})
         has_unloaded = self._residents.keep_only(lane.key.model)
+        self._account.count(ooms=1)
         with self._lock:
-            self._oom_count += 1
             if num_rows > 1 and not has_unloaded:
                 self._roster.limit(lane, num_rows // 2)
         return has_unloaded
@@ -403,15 +385,14 @@ class Engine:
             self._runs.restart(pipeline, seat)
 
     def _fail(self, seats: list[Seat], error: Exception) -> None:
-        if not isinstance(error, (Fatal, Transient)):
-            error = RenderFailed(str(error) if isinstance(error, FarmError) else f"{type(error).__name__}: {error}")
+        error = as_ours(error)
         for seat in seats:
             with self._lock:
                 if not self._roster.leave(seat.key, seat):
                     continue  # cancelled or given up meanwhile, by another thread
-                self._failed += 1
-            log.error("unit failed: %s", error, extra={"action": "unit_failed", **_names(seat)})
-            _settle(seat, error)
+            self._account.count(failed=1)
+            log.error("unit failed: %s", error, extra={"action": "unit_failed", **seat.names})
+            seat.settle(error)
 
     def _drop_cancelled(self) -> None:
         """Take cancelled seats out of all lanes."""
@@ -420,62 +401,9 @@ class Engine:
             for seat in dropped:
                 self._roster.leave(seat.key, seat)
         for seat in dropped:
-            _settle(seat, UnitCancelled("cancelled while it ran"))
+            seat.settle(UnitCancelled("cancelled while it ran"))
 
     def _give_up(self, seats: Iterable[Seat], reason: str) -> None:
         for seat in seats:
             self._given_up.append(seat.unit.hint)
-            _settle(seat, EngineStopped(reason))
-
-    @contextmanager
-    def _busy(self, pipeline: Pipeline) -> Iterator[Callable[[], float]]:
-        """Count the time within as the device's; what this yields tells the seconds afterwards."""
-        elapsed_s = 0.0
-        started = self._clock()
-        try:
-            yield lambda: elapsed_s
-        finally:
-            # Kernels run behind our back. Waiting for them costs one launch per step, and makes every number true.
-            if pipeline.device.type == "cuda":
-                torch.cuda.synchronize(pipeline.device)
-            elapsed_s = self._clock() - started
-            with self._lock:
-                self._busy_s += elapsed_s
-
-
-def _failure_of(work: Callable[[], None]) -> Exception | None:
-    """Do `work` and return what it raised, None when all went well. A lost device is not returned but raised."""
-    try:
-        work()
-    except torch.AcceleratorError:
-        raise
-    except Exception as error:  # the engine outlives whatever a model, a driver or a unit does
-        if not isinstance(error, FarmError):
-            log.debug("caught by the engine", exc_info=True)
-        # The traceback would keep the failed forward's activations in memory while we try again.
-        return error.with_traceback(None)
-    return None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # The CPU's allocator has no class of its own for this.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _settle(seat: Seat, outcome: Rendered | Exception) -> None:
-    """End the seat's future, unless its owner has cancelled it."""
-    with suppress(InvalidStateError):
-        if isinstance(outcome, Rendered):
-            seat.future.set_result(outcome)
-        else:
-            seat.future.set_exception(outcome)
-
-
-def _charge(seats: list[Seat], elapsed_s: float) -> None:
-    """Share the device's time out among those it was spent for."""
-    for seat in seats:
-        seat.gpu_s += elapsed_s / len(seats)
-
-
-def _names(seat: Seat) -> dict[str, object]:
-    return {"job": seat.unit.job, "unit": seat.unit.index, "model": seat.unit.model}
+            seat.settle(EngineStopped(reason))

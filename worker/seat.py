@@ -6,6 +6,8 @@ that leaves it. Nothing here computes.
 
 from __future__ import annotations
 
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -161,6 +163,19 @@ class Seat:
     def is_done(self) -> bool:
         """Whether only decoding is left."""
         return 0 < self.calls == self.call
+
+    @property
+    def names(self) -> dict[str, object]:
+        """What a line of the log says about whose seat it is."""
+        return {"job": self.unit.job, "index": self.unit.index, "model": self.unit.model}
+
+    def settle(self, outcome: Rendered | Exception) -> None:
+        """End the future, unless its owner has cancelled it."""
+        with suppress(InvalidStateError):
+            if isinstance(outcome, Rendered):
+                self.future.set_result(outcome)
+            else:
+                self.future.set_exception(outcome)
 
     def timings(self, *, batch_shape: int | None) -> Timings:
         """Return the account so far."""
