@@ -10,7 +10,7 @@ from rich.markup import escape
 from cli import show
 from cli.catalog_file import add_model, remove_model
 from cli.exits import CliError, Exit
-from farm.catalog import Catalog, Source
+from farm.catalog import Catalog, ModelRow, Source
 from farm.errors import Fatal
 from farm.settings import Settings
 from farm.weights import Hub, Kind, Weights
@@ -44,7 +44,8 @@ def register(
     family = family or (kind.family if kind is not None else None)
     if family is None:
         raise CliError(f"{fields['source']} is not here, so its family cannot be told: say --family", code=Exit.USAGE)
-    row = add_model(path, {"name": name, "family": family, **_usual(family, kind), **fields})
+    usual = {key: value for key, value in _usual(family, kind).items() if key not in fields}
+    row = add_model(path, {"name": name, "family": family, **fields, **usual})
     told = f", {kind.words}" if kind is not None else ""
     show.console.print(
         f"[bold]{escape(row.name)}[/]{escape(told)}, is in {escape(str(path))}; a farm that starts offers it"
@@ -72,7 +73,8 @@ def _usual(family: str, kind: Kind | None) -> dict[str, Any]:
     rows = list(Catalog())
     usual = next((row for row in rows if kind is not None and row.source == kind.config), None)
     usual = usual or next(row for row in rows if row.name == _USUAL[family])
-    return {name: getattr(usual, name) for name in _SETTINGS}
+    defaults = {name: ModelRow.model_fields[name].default for name in _SETTINGS}
+    return {name: getattr(usual, name) for name in _SETTINGS if getattr(usual, name) != defaults[name]}
 
 
 def _source(given: str, models_dir: Path) -> str:
