@@ -109,6 +109,23 @@ def test_images_are_paged_in_order_and_stored_ones_have_urls(api):
     assert all(image["url"] is image["key"] is None for image in images[4:])
 
 
+def test_files_beside_an_image_have_urls_once_it_is_stored(api):
+    """A thumbnail and an enlarged version lie beside the image; nobody who did not ask gets their URLs."""
+    asked = {"format": "jpeg", "thumbnail_px": 64, "upscale": 3}
+    url = api.post_job(num_images_per_prompt=2, output=asked)["links"]["images"]
+    plain = api.post_job()["links"]["images"]
+    assert api.render(limit=1) == 1
+    stored, queued = api.get(url).json()["data"]
+    base = stored["key"].removesuffix(".jpg")
+    assert urlsplit(stored["thumbnail_url"]).path.endswith(f"/{base}.thumb.webp")
+    assert urlsplit(stored["upscaled_url"]).path.endswith(f"/{base}.x3.jpg")
+    assert queued["thumbnail_url"] is queued["upscaled_url"] is None
+    assert api.render() == 2
+    image = api.get(plain).json()["data"][0]
+    assert image["url"]
+    assert image["thumbnail_url"] is image["upscaled_url"] is None
+
+
 def test_a_page_beyond_the_last_image_is_empty(api):
     """An offset past the end is no error: there are just no images."""
     url = api.post_job()["links"]["images"]

@@ -27,12 +27,15 @@ def test_models_come_in_openais_shape_with_what_a_client_must_know(api):
     api.parts.ledger.report(heartbeat("scenes", resident=("scenes",)))
     answer = api.get("/v1/models").json()
     assert answer["object"] == "list"
-    scenes, sd15 = answer["data"]
+    models = {model["id"]: model for model in answer["data"]}
+    scenes, sd15 = models["scenes"], models["sd15"]
     assert (scenes["id"], scenes["object"], type(scenes["created"])) == ("scenes", "model", int)
     assert (scenes["width"], scenes["size_multiple"], scenes["defaults"]["scheduler"]) == (128, 8, "dpmpp_2m")
     assert "euler_ancestral" in scenes["schedulers"]
     assert (scenes["available"], scenes["num_workers"], scenes["num_workers_resident"]) == (True, 1, 1)
-    assert (sd15["id"], sd15["available"]) == ("sd15", False)
+    assert sd15["available"] is False
+    assert scenes["defaults"]["loras"] == {}
+    assert models["sd15-lcm"]["defaults"]["loras"] == {"lcm-sd15": 1.0}
     assert api.get("/v1/models/scenes").json() == scenes
 
 

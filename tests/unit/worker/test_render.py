@@ -185,6 +185,30 @@ def test_an_image_is_put_and_counted(renderer, ledger, store):
     assert renderer.num_undelivered == 0
 
 
+def test_all_files_of_a_unit_are_put_before_it_is_counted(renderer, ledger, store):
+    """A storage that goes away between them costs time, not a file; a repeat writes the same bytes again."""
+    extras = {"thumbnail_px": 32, "upscale": 2}
+    job, (hint,) = open_job(ledger, output=extras)
+    put, counts = store.put, []
+
+    def put_at_second_try(key, data, content_type):
+        counts.append(ledger.job(job).counts.stored)
+        if len(counts) % 2:
+            raise StorageDown("away")
+        put(key, data, content_type)
+
+    store.put = put_at_second_try
+    assert renderer.render(hint) is Outcome.STORED
+    assert counts == [0] * 6
+    assert ledger.job(job).counts.stored == 1
+    names = ["0000000.thumb.webp", "0000000.x2.png", "0000000.png"]
+    assert list(store.objects) == [f"jobs/{job}/{name}" for name in names]
+    first = list(store.objects.values())
+    _, (again,) = open_job(ledger, output=extras)
+    assert renderer.render(again) is Outcome.STORED
+    assert list(store.objects.values())[3:] == first
+
+
 def test_a_unit_gets_the_pictures_that_it_names(renderer, ledger, engine):
     """They are there when the engine begins."""
     _, (hint,) = open_job(ledger, image="uploads/a.png")

@@ -159,6 +159,18 @@ def test_a_broken_checker_fails_the_unit(tiny_pipeline, tmp_path):
         run(tiny_pipeline, Finishing(tmp_path, CPU), output=CHECKED)
 
 
+def test_the_published_layout_is_read(tmp_path):
+    """CompVis' file was written when the vision model had one more level, and positions that it computes itself now."""
+    models_dir = save_checker(tmp_path, threshold=FLAGS_ALL)
+    path = models_dir / safety.FOLDER / "model.safetensors"
+    weights = load_file(path)
+    published = {name.replace("vision_model.", "vision_model.vision_model.", 1): w for name, w in weights.items()}
+    published["vision_model.vision_model.embeddings.position_ids"] = torch.arange(17)[None]
+    assert published.keys() != weights.keys()
+    save_file(published, path, metadata={"format": "pt"})
+    assert SafetyChecker(models_dir, CPU).flags(np.zeros((32, 32, 3), np.uint8))
+
+
 def test_an_unknown_upscaler_fails_before_it_is_rendered(tiny_pipeline, tmp_path):
     """Nobody waits for a picture that cannot be finished."""
     engine = Engine(lambda _: tiny_pipeline, max_batch=2, finishing=Finishing(tmp_path, CPU))
