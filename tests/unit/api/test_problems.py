@@ -22,6 +22,7 @@ STATUSES = {
     errors.Transient: (500, "internal-error"),
     errors.LedgerDown: (503, "ledger-down"),
     errors.StorageDown: (503, "storage-down"),
+    errors.HubDown: (500, "internal-error"),  # for workers to meet, not for the API
     errors.Fatal: (500, "internal-error"),
     errors.ModelBroken: (500, "internal-error"),
     errors.RenderFailed: (500, "internal-error"),
