@@ -7,13 +7,11 @@ formulas (working.py). Applying a plan to loaded weights is the worker's busines
 from __future__ import annotations
 
 from farm.plans.choose import NoPlan, plan_for, plan_for_row
-from farm.plans.headers import BadHeader, TensorInfo, read_header
 from farm.plans.plan import ComponentPlan, Phase, Plan, Precision, Where
 from farm.plans.published import ComponentSize
 from farm.plans.sizes import ModelSizes, sizes_of
 
 __all__ = [
-    "BadHeader",
     "ComponentPlan",
     "ComponentSize",
     "ModelSizes",
@@ -21,10 +19,8 @@ __all__ = [
     "Phase",
     "Plan",
     "Precision",
-    "TensorInfo",
     "Where",
     "plan_for",
     "plan_for_row",
-    "read_header",
     "sizes_of",
 ]

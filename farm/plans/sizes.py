@@ -7,39 +7,20 @@ are read.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from farm.plans.headers import BadHeader, TensorInfo, read_header
 from farm.plans.published import PUBLISHED, ComponentSize, Role, find_published
+from farm.weights.headers import BadHeader, TensorInfo, read_header
+from farm.weights.original import DENOISERS, split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from farm.catalog import Family, ModelRow
+    from farm.catalog import ModelRow
 
 _FOLDERS: Final = ("text_encoder", "text_encoder_2", "text_encoder_3", "unet", "transformer", "vae")
-
-_DENOISER: Final = {"sd15": "unet", "sdxl": "unet", "flux": "transformer", "sd3": "transformer"}
-_T5: Final = {"flux": "text_encoder_2", "sd3": "text_encoder_3"}
-_PREFIXES: Final = (
-    ("model.diffusion_model.", "denoiser"),
-    ("first_stage_model.", "vae"),
-    ("vae.", "vae"),
-    ("cond_stage_model.", "text_encoder"),
-    ("conditioner.embedders.0.", "text_encoder"),
-    ("conditioner.embedders.1.", "text_encoder_2"),
-    ("text_encoders.clip_l.", "text_encoder"),
-    ("text_encoders.clip_g.", "text_encoder_2"),
-    ("text_encoders.t5xxl.", "t5"),
-)
-"""Beginnings of names in files that hold a whole model (CompVis, sgm, and what ComfyUI saves)."""
-_BARE_DENOISER: Final = re.compile(
-    r"(double_blocks|single_blocks|img_in|joint_blocks|transformer_blocks|input_blocks)\."
-)
-"""Beginnings of names in files that hold a denoiser alone."""
 
 _BLOCKS: Final = re.compile(
     r"(down_blocks|mid_block|up_blocks|transformer_blocks|single_transformer_blocks"
@@ -85,7 +66,9 @@ def sizes_of(row: ModelRow, models_dir: Path) -> ModelSizes:
     local = models_dir / row.source / (row.filename or "")  # an absolute source stays as it is
     tensors = _read_folder(local) if local.is_dir() else {}
     if not tensors and local.is_file():
-        tensors = _split_file(read_header(local), row.family)
+        whole = read_header(local)
+        parts = split(whole, row.family)
+        tensors = {part: {name: whole[full] for name, full in held.items()} for part, held in parts.items()}
         if "denoiser" not in {role_of(part) for part in tensors}:
             raise BadHeader(f"{local} holds no UNet or transformer in a layout that is known")
     if not tensors:
@@ -103,7 +86,7 @@ def sizes_of(row: ModelRow, models_dir: Path) -> ModelSizes:
 
 def role_of(component: str) -> str:
     """Return what kind of part a component of this name is: `denoiser`, `vae` or `text`."""
-    if component in _DENOISER.values():
+    if component in DENOISERS:
         return "denoiser"
     return "vae" if component == "vae" else "text"
 
@@ -152,19 +135,3 @@ def _read_folder(folder: Path) -> dict[str, dict[str, TensorInfo]]:
         if held:
             parts[name] = held
     return parts
-
-
-def _split_file(tensors: Mapping[str, TensorInfo], family: Family) -> dict[str, dict[str, TensorInfo]]:
-    """Return the tensors of each component in one file, by the names they have within the component."""
-    names = {"denoiser": _DENOISER[family], "t5": _T5.get(family, "")}
-    parts: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
-    is_bare = any(_BARE_DENOISER.match(name) for name in tensors)
-    for name, info in tensors.items():
-        for prefix, part in _PREFIXES:
-            if name.startswith(prefix):
-                parts[names.get(part, part)][name.removeprefix(prefix)] = info
-                break
-        else:
-            if is_bare:
-                parts[_DENOISER[family]][name] = info
-    return dict(parts)

@@ -11,20 +11,24 @@ from farm.weights.digests import DIGESTS_FILE, Digests
 from farm.weights.digests import compute as compute_digest
 from farm.weights.find import Weights
 from farm.weights.found import ModelFiles
+from farm.weights.headers import BadHeader, TensorInfo, read_header
 from farm.weights.hub import Hub
 from farm.weights.recognise import Kind, recognise
 
 __all__ = [
     "COMPONENTS",
     "DIGESTS_FILE",
+    "BadHeader",
     "Chosen",
     "Digests",
     "Hub",
     "Kind",
     "ModelFiles",
+    "TensorInfo",
     "Weights",
     "choose_weights",
     "compute_digest",
     "has_weights",
+    "read_header",
     "recognise",
 ]

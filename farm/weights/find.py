@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from farm.errors import ModelBroken
-from farm.plans.headers import TensorInfo, read_header
 from farm.weights.choose import (
     COMPONENTS,
     OPTIONAL,
@@ -25,6 +24,7 @@ from farm.weights.choose import (
     has_weights,
 )
 from farm.weights.found import UNKNOWN, ModelFiles, PartFiles
+from farm.weights.headers import TensorInfo, read_header
 from farm.weights.original import denoiser_of, split
 from farm.weights.recognise import Kind, recognise
 

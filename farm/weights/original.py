@@ -18,6 +18,7 @@ Held = dict[str, dict[str, str]]
 """For each part by diffusers' name: the names of its tensors within the part, and in the file."""
 
 _DENOISER: Final[dict[Family, str]] = {"sd15": "unet", "sdxl": "unet", "flux": "transformer", "sd3": "transformer"}
+DENOISERS: Final = frozenset(_DENOISER.values())
 _T5: Final[dict[Family, str]] = {"flux": "text_encoder_2", "sd3": "text_encoder_3"}
 _PREFIXES: Final = (
     ("model.diffusion_model.", "denoiser"),

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from farm.catalog import Family
-    from farm.plans import TensorInfo
+    from farm.weights.headers import TensorInfo
 
 
 @dataclass(frozen=True, slots=True)

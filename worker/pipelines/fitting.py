@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 
-from farm.plans import ModelSizes, Precision, Where, plan_for_row, read_header
+from farm.plans import ModelSizes, Precision, Where, plan_for_row
 from farm.plans.sizes import measure
 from farm.plans.working import CONTEXT_BYTES
+from farm.weights import read_header
 from worker.pipelines.placement import can_load_4bit
 
 if TYPE_CHECKING:

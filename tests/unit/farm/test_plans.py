@@ -13,19 +13,17 @@ from live_memory import live_memory
 
 from farm.catalog import Catalog
 from farm.plans import (
-    BadHeader,
     NoPlan,
     Precision,
     Where,
     plan_for_row,
-    read_header,
     sizes_of,
     working,
 )
-from farm.plans.headers import TensorInfo
 from farm.plans.plan import BYTES_PER_VALUE
 from farm.plans.published import PUBLISHED
 from farm.plans.sizes import measure
+from farm.weights import BadHeader, TensorInfo, read_header
 
 GIB = 1 << 30
 ROWS = {row.name: row for row in Catalog()}

@@ -11,8 +11,7 @@ import pytest
 
 from farm.catalog import ModelRow
 from farm.errors import Fatal, ModelBroken
-from farm.plans import TensorInfo
-from farm.weights import Digests, Hub, Weights, choose_weights, digests, recognise
+from farm.weights import Digests, Hub, TensorInfo, Weights, choose_weights, digests, recognise
 from farm.weights.choose import COMPONENTS, choose_model
 
 PLAIN = "diffusion_pytorch_model.safetensors"
