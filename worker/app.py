@@ -141,6 +141,7 @@ def make_loader(settings: Settings, catalog: Catalog, device: Device) -> Callabl
             device_name=device.kind,
             hub=hub,
             loras=loras,
+            controlnets=catalog.controlnets,
         )
 
     return load

@@ -76,8 +76,8 @@ class LoraRow(Source):
 
 
 class ControlNetRow(Source):
-    """One ControlNet."""
+    """One ControlNet, for a family whose denoiser is a UNet."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
-    family: Family
+    family: Literal["sd15", "sdxl"]
     description: str = ""

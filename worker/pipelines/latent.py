@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from farm.jobs import Unit
     from farm.prompts import Lora
     from worker.pipelines.base import Encoded, Inputs, Ride
+    from worker.pipelines.controlnet import ControlNets
     from worker.pipelines.placement import Placement
 
 
@@ -49,6 +50,7 @@ class Loaded:
     max_sequence_length: int = 512  # tokens of T5
     embeddings_dir: Path | None = None  # where textual inversions lie
     loras: LoraLibrary | None = None
+    controlnets: ControlNets | None = None
 
 
 class LatentModel(ABC):

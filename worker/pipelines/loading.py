@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 
 from farm.errors import Fatal, HubDown, ModelBroken
 from farm.weights import DIGESTS_FILE, Digests, Hub, Weights, has_weights
+from worker.pipelines.controlnet import ControlNets, load_controlnet
 from worker.pipelines.families import family_class
 from worker.pipelines.fitting import loads_on_device, memory_of, plan_model, with_safe_vae
 from worker.pipelines.latent import Loaded
@@ -24,10 +26,10 @@ from worker.pipelines.placement import load_dtype, place, quantization_config_fo
 from worker.pipelines.single_file import load_from_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from farm.catalog import ModelRow
+    from farm.catalog import ControlNetRow, ModelRow
     from farm.plans import Plan
     from farm.weights import ModelFiles
     from worker.lora import LoraLibrary
@@ -48,6 +50,7 @@ def load_pipeline(
     memory_bytes: int | None = None,
     hub: Hub | None = None,
     loras: LoraLibrary | None = None,
+    controlnets: Mapping[str, ControlNetRow] | None = None,
 ) -> LatentModel:
     """Load the model of `row` for `device`, as the best memory plan that fits says; on a CPU all is float32.
 
@@ -55,14 +58,16 @@ def load_pipeline(
     source and reason.
     """
     silence()
+    hub = hub or Hub()
     try:
-        files = Weights(models_dir, hub or Hub()).model(
+        files = Weights(models_dir, hub).model(
             row, prefer_fp16=device.type == "cuda", on_progress=_telling(f"downloading {row.name}")
         )
         plan = _plan(row, files, device, memory_bytes or memory_of(device))
         digests = Digests(models_dir / DIGESTS_FILE)
         model_hash = files.model_hash(digests, _telling(f"hashing the weights of {row.name}"))
         family = family_class(row.family)
+        dtype = load_dtype(plan, family.denoiser)
         parts = {
             part: _load_part(family.component_types[part], part, files, plan, device)
             for part in family.component_types
@@ -81,11 +86,21 @@ def load_pipeline(
                 model_hash=model_hash,
                 device=device,
                 device_name=device_name or _kind(device),
-                dtype=load_dtype(plan, family.denoiser),
+                dtype=dtype,
                 max_batch=min(plan.max_batch, row.max_batch or plan.max_batch),
                 max_sequence_length=row.max_sequence_length,
                 embeddings_dir=models_dir / "embeddings",
                 loras=loras,
+                controlnets=ControlNets(
+                    partial(
+                        load_controlnet,
+                        rows=controlnets or {},
+                        models_dir=models_dir,
+                        hub=hub,
+                        device=device,
+                        dtype=dtype,
+                    )
+                ),
             )
         )
     except torch.OutOfMemoryError:

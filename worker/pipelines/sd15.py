@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from worker.pipelines.base import Encoded
-from worker.pipelines.unet import Conditioning, UnetModel, Words
+from worker.pipelines.unet import Conditioning, UnetModel, Words, form_of
 
 if TYPE_CHECKING:
     from farm.catalog import Family
@@ -37,11 +37,12 @@ class Sd15Pipeline(UnetModel):
         # As StableDiffusionPipeline does to every scheduler it is given: old configs lack both.
         self.scheduler_config = {**loaded.scheduler_config, "steps_offset": 1, "clip_sample": False}
 
-    def encode(self, unit: Unit, _inputs: Inputs) -> Encoded:
+    def encode(self, unit: Unit, inputs: Inputs) -> Encoded:
         """Encode the prompt, and the negative one when the unit is guided; rows of as many chunks go together."""
         texts = self.encode_texts(unit, unit.negative_prompt, layer="last")
         conditioning = Conditioning(
             prompt=Words(texts.prompt[0].states),
             negative=Words(texts.negative[0].states) if texts.negative else None,
+            controls=self.controls_of(unit, inputs),
         )
-        return Encoded(conditioning, form=texts.num_chunks, warnings=texts.warnings)
+        return Encoded(conditioning, form=form_of(texts, conditioning), warnings=texts.warnings)

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from worker.pipelines.base import Encoded
-from worker.pipelines.unet import Conditioning, UnetModel, Words
+from worker.pipelines.unet import Conditioning, UnetModel, Words, form_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +52,7 @@ class SdxlPipeline(UnetModel):
             raise ValueError(f"its UNet is told {sizes:g} numbers of sizes; only SDXL's base with 6 is supported")
         self._zeros_for_no_negative: bool = loaded.options.get("force_zeros_for_empty_prompt", True)
 
-    def encode(self, unit: Unit, _inputs: Inputs) -> Encoded:
+    def encode(self, unit: Unit, inputs: Inputs) -> Encoded:
         """Encode the prompt, and the negative one when the unit is guided; rows of as many chunks go together.
 
         No negative prompt is diffusers' None and not its empty text: where the model's settings say so, as those of
@@ -68,7 +68,8 @@ class SdxlPipeline(UnetModel):
         elif unit.guided:
             pooled = torch.zeros_like(prompt.added["text_embeds"])
             negative = Words(torch.zeros_like(prompt.states), {**prompt.added, "text_embeds": pooled})
-        return Encoded(Conditioning(prompt, negative), form=texts.num_chunks, warnings=texts.warnings)
+        conditioning = Conditioning(prompt, negative, self.controls_of(unit, inputs))
+        return Encoded(conditioning, form=form_of(texts, conditioning), warnings=texts.warnings)
 
 
 def _time_ids(height: int, width: int) -> tuple[int, ...]:

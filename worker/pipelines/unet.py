@@ -15,15 +15,17 @@ from diffusers.models.embeddings import get_timestep_embedding
 
 from farm.errors import RenderFailed
 from worker.pipelines.base import conv_layout, guide, pack, pad_rows
+from worker.pipelines.controlnet import Residuals
 from worker.pipelines.latent import LatentModel, Loaded
 from worker.text.clip import ClipText, EncodedTexts, Layer, encode_texts
 from worker.text.inversion import Inversions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
     from farm.jobs import Unit
-    from worker.pipelines.base import Ride
+    from worker.pipelines.base import Inputs, Ride
+    from worker.pipelines.controlnet import Control
 
 
 class Words(NamedTuple):
@@ -39,6 +41,7 @@ class Conditioning:
 
     prompt: Words
     negative: Words | None
+    controls: tuple[Control, ...] = ()
 
 
 class UnetModel(LatentModel):
@@ -58,6 +61,7 @@ class UnetModel(LatentModel):
                 f"its UNet takes {channels} channels; only UNets of the {latents} that its VAE makes are supported, and"
                 f" inpainting ones of {2 * latents + 1}"
             )
+        self._controlnets = loaded.controlnets
         # UNets that LCM distilled take the guidance scale as an input, of so many numbers.
         self._guidance_dim: int | None = self._unet.config.time_cond_proj_dim
         self._layout = conv_layout(loaded.device)
@@ -98,6 +102,14 @@ class UnetModel(LatentModel):
             adapters=self.text_adapters,
         )
 
+    def controls_of(self, unit: Unit, inputs: Inputs) -> tuple[Control, ...]:
+        """Return what steers a unit beside its words; raises RenderFailed where a ControlNet cannot be had."""
+        if not unit.controlnets:
+            return ()
+        if self._controlnets is None:
+            raise RenderFailed(f"this worker has no ControlNets, {unit.controlnets[0].model!r} was asked for")
+        return self._controlnets.controls(unit, inputs, unet=self._unet, device=self.device, dtype=self.dtype)
+
     def predict(
         self, latents: torch.Tensor, rides: Sequence[Ride], *, guided: bool, batch_shape: int | None
     ) -> torch.Tensor:
@@ -109,6 +121,16 @@ class UnetModel(LatentModel):
             words = _stack([_stack([ride.conditioning.negative for ride in rides], batch_shape), words])
             latents = torch.cat([latents, latents])
             timesteps = torch.cat([timesteps, timesteps])
+        steered = Residuals()
+        if self._controlnets is not None:
+            steered = self._controlnets.residuals(
+                rides,
+                latents,
+                timesteps,
+                num_rows=batch_shape,
+                encoder_hidden_states=words.states,
+                added_cond_kwargs=words.added or None,
+            )
         if self.takes_mask:
             channels = pad_rows(
                 torch.cat([ride.channels for ride in rides if ride.channels is not None]), batch_shape
@@ -120,6 +142,8 @@ class UnetModel(LatentModel):
             encoder_hidden_states=words.states,
             timestep_cond=self._embed_guidance(rides, batch_shape),
             added_cond_kwargs=words.added or None,
+            down_block_additional_residuals=steered.down,
+            mid_block_additional_residual=steered.middle,
             return_dict=False,
         )[0]
         if not guided:
@@ -134,6 +158,11 @@ class UnetModel(LatentModel):
         scales = pack([ride.cfg_scale - 1 for ride in rides], self.device)
         embedding = get_timestep_embedding(scales * 1000, self._guidance_dim)
         return pad_rows(embedding.to(self.dtype), batch_shape)
+
+
+def form_of(texts: EncodedTexts, conditioning: Conditioning) -> Hashable:
+    """Return what rows must have in common to share a forward: the length of their texts, and their ControlNets."""
+    return (texts.num_chunks, *(control.spec.model for control in conditioning.controls))
 
 
 def _stack(rows: Sequence[Words], num_rows: int | None = None) -> Words:
