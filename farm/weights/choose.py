@@ -27,6 +27,9 @@ COMPONENTS: Final[Mapping[Family, tuple[str, ...]]] = {
 OPTIONAL: Final = frozenset({"tokenizer_3", "text_encoder_3"})
 """Parts that a model may do without: SD 3's T5."""
 
+FP16_FAMILIES: Final = frozenset({"sd15", "sdxl"})
+"""Families that cards compute in fp16. The others take bf16, which weights in fp16 would only have lost range for."""
+
 SAFE_SUFFIX: Final = ".safetensors"
 PICKLE_SUFFIXES: Final = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 WHY_NO_PICKLE: Final = "only pickled weights, which can run code; safetensors are needed"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from farm.errors import ModelBroken
 from farm.weights.choose import (
     COMPONENTS,
+    FP16_FAMILIES,
     OPTIONAL,
     PICKLE_SUFFIXES,
     SAFE_SUFFIX,
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 OnProgress = Callable[[int, int], None]
 
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_SCALED: Final = ("scaled_fp8", ".scale_weight", ".weight_scale")
+_QUANTISED: Final = ("scaled_fp8", ".scale_weight", ".weight_scale", ".absmax")
+"""Endings of tensors that go with weights in scaled 8 bits, or in 4."""
 
 
 class Weights:
@@ -48,8 +50,10 @@ class Weights:
     def model(self, row: ModelRow, *, prefer_fp16: bool = False, on_progress: OnProgress | None = None) -> ModelFiles:
         """Find the files of a model, downloading what lacks.
 
-        Raises ModelBroken, BadHeader, or HubDown when it is for the hub to come back.
+        `prefer_fp16` is for cards, and heeded for families that they compute in fp16. Raises ModelBroken, BadHeader, or
+        HubDown when it is for the hub to come back.
         """
+        prefer_fp16 = prefer_fp16 and row.family in FP16_FAMILIES
         vae = None if row.vae is None else self.part(row.vae, "vae", prefer_fp16=prefer_fp16, on_progress=on_progress)
         own = tuple(name for name in COMPONENTS[row.family] if has_weights(name) and not (vae and name == "vae"))
         local = self._find_local(row)
@@ -136,8 +140,8 @@ class Weights:
         tensors = read_header(single)
         kind = recognise(tensors)
         _compare(single.name, kind, row.family)
-        if any(name.endswith(_SCALED) for name in tensors):
-            raise ModelBroken(f"{single.name} holds weights in scaled 8 bits, which are not supported")
+        if any(name.endswith(_QUANTISED) for name in tensors):
+            raise ModelBroken(f"{single.name} holds quantised weights, which are not supported: take those in 16 bits")
         held = {part: names for part, names in split(tensors, row.family).items() if part in own}
         lacking = tuple(name for name in own if name not in held)
         config = row.model_copy(

@@ -11,8 +11,10 @@ import pytest
 
 from farm.catalog import ModelRow
 from farm.errors import Fatal, ModelBroken
+from farm.plans import Precision
+from farm.plans.working import FACTS
 from farm.weights import Digests, Hub, TensorInfo, Weights, choose_weights, digests, recognise
-from farm.weights.choose import COMPONENTS, choose_model
+from farm.weights.choose import COMPONENTS, FP16_FAMILIES, choose_model
 
 PLAIN = "diffusion_pytorch_model.safetensors"
 HALF = "diffusion_pytorch_model.fp16.safetensors"
@@ -55,6 +57,41 @@ def test_no_weights_to_choose(names, reason):
     """Without a whole set of safetensors the reason is named."""
     with pytest.raises(ModelBroken, match=reason):
         choose_weights(names, "here", prefer_fp16=False)
+
+
+def test_families_that_cards_compute_in_fp16():
+    """Plans and files agree on them; other families are not brought in fp16, which has less range than bf16."""
+    assert {family for family, facts in FACTS.items() if facts.precision is Precision.FP16} == FP16_FAMILIES
+
+
+@pytest.mark.parametrize(("family", "denoiser", "expected"), [("sdxl", "unet", "fp16"), ("flux", "transformer", None)])
+def test_half_precision_is_for_families_that_compute_in_it(tmp_path, family, denoiser, expected):
+    """Where there are both, a card takes fp16 files for SDXL and not for Flux."""
+    marks = {
+        "unet": ("time_embedding.linear_1.weight", "add_embedding.linear_1.weight"),
+        "transformer": ("single_transformer_blocks.0.x",),
+    }
+    for part in COMPONENTS[family]:
+        (tmp_path / "model" / part).mkdir(parents=True)
+        for name in (PLAIN, HALF):
+            write_safetensors(tmp_path / "model" / part / name, *marks.get(part, ("x",)))
+    row = ModelRow(
+        name="x",
+        family=family,
+        source="model",
+        width=64,
+        height=64,
+        scheduler="flow_euler" if family == "flux" else "euler",
+    )
+    files = Weights(tmp_path, Hub(is_asked=False)).model(row, prefer_fp16=True)
+    assert files.parts[denoiser].variant == expected
+
+
+def write_safetensors(path, *names):
+    """Write a file of one number per name."""
+    header = {name: {"dtype": "F32", "shape": [1], "data_offsets": [4 * i, 4 * i + 4]} for i, name in enumerate(names)}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4 * len(names)))
 
 
 def test_sd3_may_do_without_its_t5():

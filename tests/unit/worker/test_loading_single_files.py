@@ -186,10 +186,11 @@ def test_file_says_what_it_predicts(sd15, marks, expected):
     assert config.get("rescale_betas_zero_snr", False) == ("ztsnr" in marks)
 
 
-def test_half_precision_file_in_float32(sd15):
-    """A file in fp16 is computed with in float32 on a CPU."""
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_narrow_file_in_float32(sd15, dtype):
+    """A file in 16 bits, or in plain 8, is computed with in float32 on a CPU."""
     _, path = sd15
-    change(path, lambda tensors: tensors.update({name: tensor.half() for name, tensor in tensors.items()}))
+    change(path, lambda tensors: tensors.update({name: tensor.to(dtype) for name, tensor in tensors.items()}))
     assert load(path).dtype == torch.float32
     engine = Engine(lambda _: load(path), max_batch=1)
     engine.start()
@@ -224,7 +225,7 @@ def make_other_shapes(tensors):
             drop_a_weight,
             "model.safetensors lacks 1 weights of the UNet2DConditionModel, time_embedding.linear_1.weight",
         ),
-        (scale_in_8_bits, "scaled 8 bits"),
+        (scale_in_8_bits, "quantised weights"),
         (make_an_inpainting_model, "9 input channels"),
         (make_other_shapes, "size mismatch for time_embedding.linear_1.weight"),
     ],
