@@ -15,6 +15,8 @@ from sd_parsers import ParserManager
 
 from farm.recipes import read_recipe, text_chunks_of
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "a big red heart left of a green house,\nat night, Steps: 3"
 
 

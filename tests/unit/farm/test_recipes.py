@@ -400,6 +400,17 @@ def test_the_job_of_a1111s_text():
     ]
 
 
+@pytest.mark.parametrize(
+    ("told", "scale"), [("Hires resize: 768x1152", 1.5), ("Hires resize: 1024x0", 2.0), ("Hires upscale: 1.25", 1.25)]
+)
+def test_the_second_passes_size_is_a_factor(told, scale):
+    """A1111 tells a factor or a size, of which one side may be left to the shape."""
+    text = f"a cat\nSteps: 8, Sampler: Euler, CFG scale: 5, Size: 512x768, {told}, Hires upscaler: Lanczos"
+    body, remarks = job_of_infotext(read_infotext(text))
+    assert body["hires"] == {"scale": scale, "upscaler": "lanczos"}
+    assert remarks == []
+
+
 def test_a_picture_over_another_one_is_told_of():
     """The other one is not in the file."""
     text = "a cat\nSteps: 28, Sampler: Euler a, CFG scale: 6.5, Seed: 42, Size: 512x512, Denoising strength: 0.4"
