@@ -36,8 +36,7 @@ _SD35_MEDIUM: Final = "stabilityai/stable-diffusion-3.5-medium"
 _SD35_LARGE: Final = "stabilityai/stable-diffusion-3.5-large"
 _SD3_MEDIUM: Final = "stabilityai/stable-diffusion-3-medium-diffusers"
 _LARGE_DEPTH: Final = 38
-_ORIGINAL_CHANNELS: Final = (4,)
-_CHANNELS: Final = (4, 9)  # nine where a UNet takes mask and masked picture: its folder has a config that says so
+_CHANNELS: Final = (4, 9)  # nine where a UNet takes mask and masked picture
 
 _PREFIX: Final = "model.diffusion_model."
 _FIRST_LAYERS: Final = (f"{_PREFIX}input_blocks.0.0.weight", "input_blocks.0.0.weight", "conv_in.weight")
@@ -78,15 +77,13 @@ def _transformer(names: set[str]) -> Kind | None:
 
 def _unet(tensors: Mapping[str, TensorInfo], names: set[str]) -> Kind | None:
     """Return the kind of a UNet, in CompVis', sgm's and diffusers' layouts."""
-    is_original = "input_blocks.0.0.weight" in names
-    if not is_original and "time_embedding.linear_1.weight" not in names:
+    if not {"input_blocks.0.0.weight", "time_embedding.linear_1.weight"} & names:
         return None
     if _starts(names, "conditioner.embedders.0.model."):
         return Kind("an SDXL refiner")
     first = next((tensors[name] for name in _FIRST_LAYERS if name in tensors), None)
-    known = _ORIGINAL_CHANNELS if is_original else _CHANNELS
-    if first is not None and (channels := first.shape[1]) not in known:
-        return Kind(f"a UNet of {channels} input channels (for inpainting or editing), not one of text to image")
+    if first is not None and (channels := first.shape[1]) not in _CHANNELS:
+        return Kind(f"a UNet of {channels} input channels, made for editing and not for prompts and masks")
     velocity: dict[str, object] = {"prediction_type": "v_prediction"} if "v_pred" in names else {}
     if "ztsnr" in names:
         velocity["rescale_betas_zero_snr"] = True

@@ -60,6 +60,9 @@ def _build(cls: Any, folder: Path, tensors: Tensors) -> Any:
     if not issubclass(cls, ModelMixin):
         return cls(cls.config_class.from_pretrained(folder, local_files_only=True))
     config = dict(cls.load_config(folder, local_files_only=True))
+    first = tensors.get("input_blocks.0.0.weight")
+    if first is not None:
+        config["in_channels"] = first.shape[1]  # all that tells a model for inpainting
     if issubclass(cls, FluxTransformer2DModel):
         # All that tells dev from schnell; the rest of their configs is the same.
         config["guidance_embeds"] = any("guidance_" in name for name in tensors)

@@ -111,9 +111,9 @@ CASES = {
     "a Stable Diffusion 2 model": ("sd15", {FIRST: (320, 4, 3, 3), "cond_stage_model.model.x": (1,)}),
     "an SDXL model": ("sdxl", {FIRST: (320, 4, 3, 3), f"{UNET}label_emb.0.0.weight": (1,)}),
     "an SDXL refiner": (None, {FIRST: (384, 4, 3, 3), "conditioner.embedders.0.model.ln_final.weight": (1,)}),
-    "a UNet of 9 input channels (for inpainting or editing), not one of text to image": (
+    "a UNet of 8 input channels, made for editing and not for prompts and masks": (
         None,
-        {FIRST: (320, 9, 3, 3)},
+        {FIRST: (320, 8, 3, 3)},
     ),
     "a Flux.1 [schnell] model": ("flux", {"double_blocks.0.img_attn.qkv.weight": (9216, 3072)}),
     "a Flux.1 [dev] model": ("flux", {"double_blocks.0.x": (1,), f"{UNET}guidance_in.in_layer.weight": (1,)}),

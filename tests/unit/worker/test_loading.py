@@ -117,15 +117,15 @@ def test_broken_config(folder, path, content):
 
 
 def test_unsupported_unet(folder):
-    """An inpainting UNet is refused in words, not with a shape error in the first step."""
+    """A UNet for editing is refused in words, not with a shape error in the first step."""
     (folder / "unet" / "config.json").write_text(
-        (folder / "unet" / "config.json").read_text("utf-8").replace('"in_channels": 4', '"in_channels": 9'),
+        (folder / "unet" / "config.json").read_text("utf-8").replace('"in_channels": 4', '"in_channels": 8'),
         "utf-8",
     )
     weights = load_file(unet_file(folder))
-    weights["conv_in.weight"] = torch.zeros(8, 9, 3, 3)
+    weights["conv_in.weight"] = torch.zeros(8, 8, 3, 3)
     save_file(weights, unet_file(folder))
-    assert_broken(folder, "9 input channels")
+    assert_broken(folder, "8 input channels")
 
 
 def test_embeddings_are_cached_by_exact_text(tiny_pipeline):

@@ -186,6 +186,13 @@ def test_file_says_what_it_predicts(sd15, marks, expected):
     assert config.get("rescale_betas_zero_snr", False) == ("ztsnr" in marks)
 
 
+def test_inpainting_model(sd15):
+    """A file whose UNet takes mask and masked picture needs no config of its own."""
+    _, path = sd15
+    change(path, widen(9))
+    assert load(path).takes_mask
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 def test_narrow_file_in_float32(sd15, dtype):
     """A file in 16 bits, or in plain 8, is computed with in float32 on a CPU."""
@@ -208,9 +215,10 @@ def scale_in_8_bits(tensors):
     tensors["scaled_fp8"] = torch.zeros(2)
 
 
-def make_an_inpainting_model(tensors):
-    """Give the UNet nine channels."""
-    tensors["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(8, 9, 3, 3)
+def widen(channels):
+    """Return what gives the UNet so many channels."""
+    first = torch.full((8, channels, 3, 3), 0.1)
+    return lambda tensors: tensors.update({"model.diffusion_model.input_blocks.0.0.weight": first})
 
 
 def make_other_shapes(tensors):
@@ -226,7 +234,7 @@ def make_other_shapes(tensors):
             "model.safetensors lacks 1 weights of the UNet2DConditionModel, time_embedding.linear_1.weight",
         ),
         (scale_in_8_bits, "quantised weights"),
-        (make_an_inpainting_model, "9 input channels"),
+        (widen(8), "8 input channels"),
         (make_other_shapes, "size mismatch for time_embedding.linear_1.weight"),
     ],
 )
