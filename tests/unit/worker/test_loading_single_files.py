@@ -131,6 +131,19 @@ def test_flux_converter_agrees_with_diffusers_at_full_size():
     }
 
 
+def test_flux_dev_with_the_configs_of_schnell(tmp_path, monkeypatch):
+    """Whether a Flux takes its guidance as an input is told by the file, not by the config that is lent to it."""
+    dev = save_tiny_flux(tmp_path / "dev", guidance_embeds=True)
+    save_tiny_flux(tmp_path / "schnell", guidance_embeds=False, seed=1)
+    fields = {"family": "flux", "guidance": "embedded", **FLOW}
+    path = write_bfl(dev, tmp_path / "model.safetensors")
+    found = parts_of(tiny_row(path, config="schnell", **fields), tmp_path, monkeypatch)["transformer"]
+    expected = parts_of(tiny_row(dev, **fields), tmp_path, monkeypatch)["transformer"].state_dict()
+    assert found.config.guidance_embeds
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.state_dict().items())
+    assert found.state_dict().keys() == expected.keys()
+
+
 @pytest.fixture
 def sd15(tmp_path):
     """Return the folder and the single file of a small SD 1.5."""
