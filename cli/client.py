@@ -58,6 +58,10 @@ class FarmClient:
         """POST a job. Sent with an Idempotency-Key, so a repeat after a lost answer opens no second job."""
         return self._ask("POST", "/v1/jobs", json=body, headers={"Idempotency-Key": uuid.uuid4().hex})
 
+    def upload(self, data: bytes, media_type: str) -> Json:
+        """Bring a picture to the farm; the answer has its key."""
+        return self._ask("POST", "/v1/uploads", content=data, headers={"Content-Type": media_type})
+
     def job(self, job_id: str) -> Json:
         """Return a job as it stands."""
         return self._ask("GET", f"/v1/jobs/{quote(job_id, safe='')}")

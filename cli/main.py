@@ -14,6 +14,7 @@ from cli import models, promptfiles, show, watch
 from cli.client import DEFAULT_API, FarmClient
 from cli.download import download as download_images
 from cli.exits import CliError, Exit
+from cli.pictures import upload_file
 from cli.processes import child_env, python_module
 from cli.replay import replay as replay_image
 from cli.submit import follow, tell_download
@@ -89,6 +90,11 @@ def submit(
     num: Annotated[int | None, typer.Option("--num", "-n", help="Images per prompt.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Picture to start from: a file, a key of the farm, or a URL.")
+    ] = None,
+    mask: Annotated[str | None, typer.Option(metavar="FILE", help="White is painted anew, black is kept.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How much of the picture gives way, up to 1.")] = None,
     negative: Annotated[str | None, typer.Option(help="What should not be in the pictures.")] = None,
     priority: Annotated[PriorityName | None, typer.Option(help="Who is served first.")] = None,
     reproducibility: Annotated[
@@ -112,6 +118,9 @@ def submit(
         "num_images_per_prompt": num,
         "width": width,
         "height": height,
+        "image": image,
+        "mask_image": mask,
+        "strength": strength,
         "negative_prompt": negative,
         "priority": priority,
         "reproducibility": reproducibility,
@@ -121,6 +130,18 @@ def submit(
     body = promptfiles.build_body(files or [], prompt or [], options)
     with FarmClient(api) as client:
         raise typer.Exit(submit_job(client, body, wait=wait, folder=folder))
+
+
+@app.command()
+def upload(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="PNG, JPEG, WebP or AVIF.")],
+    *,
+    api: Api = DEFAULT_API,
+) -> None:
+    """Bring pictures to the farm; prints their keys, which jobs name as image, mask_image or a ControlNet's image."""
+    with FarmClient(api) as client:
+        for file in files:
+            show.console.print(upload_file(client, file)["key"], soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -11,11 +11,16 @@ from cli import watch
 from cli.client import FarmClient, total_of
 from cli.download import Downloaded, download
 from cli.exits import Exit
+from cli.pictures import upload_pictures
 from cli.show import console, errors
 
 
 def submit(client: FarmClient, body: dict[str, Any], *, wait: bool, folder: Path | None) -> Exit:
-    """Submit a job; unless told not to, follow it to its end, then bring its images into `folder`."""
+    """Submit a job, after the local pictures that it names.
+
+    Unless told not to, follow it to its end, then bring its images into `folder`.
+    """
+    upload_pictures(client, body)
     job = client.submit(body)
     images = total_of(job)
     console.print(f"[bold]{escape(job['id'])}[/]  {images} image{'s' * (images != 1)} of {escape(job['model'])}")

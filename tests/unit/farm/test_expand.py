@@ -7,23 +7,29 @@ from hypothesis import strategies as st
 from farm.catalog import Catalog
 from farm.errors import Refused
 from farm.expand import expand, locate, runs_of, unit_of
-from farm.jobs import MAX_SEED, JobSpec
+from farm.jobs import MAX_SEED, ControlNet, Hires, JobSpec
 
 SCENES = Catalog().row("scenes")
 
 
-def expanded(**fields):
-    """Expand a job for the model that ships."""
-    spec = JobSpec.model_validate({"model": "scenes", "prompts": ["a red circle"], **fields})
+FLUX = Catalog().row("flux-schnell")
+KEY, OTHER_KEY = f"uploads/{'a' * 64}.png", "jobs/job_01m82gwex9vm3wadzceh/0000003.webp"
+
+
+def expanded(row=SCENES, **fields):
+    """Expand a job, for the model that ships unless another is named."""
+    spec = JobSpec.model_validate({"model": row.name, "prompts": ["a red circle"], **fields})
     return expand(
         spec,
-        SCENES,
+        row,
         job_id="job_1",
         tenant="default",
         created_at=0.0,
         drawn_seed=77,
         max_prompts=100,
         max_images=10_000,
+        controlnets=("canny", "depth"),
+        input_hosts={"images.example"},
     )
 
 
@@ -102,3 +108,62 @@ def test_a_refused_size_offers_the_nearest_ones():
     with pytest.raises(Refused) as caught:
         expanded(width=100)
     assert caught.value.choices == ["96", "104"]
+
+
+def test_a_picture_brings_its_defaults():
+    """Where none is named it is diffusers' strength, and the model's size; without a picture it is all noise."""
+    entry, other = expanded(prompts=["a", {"prompt": "b", "image": OTHER_KEY, "strength": 0.5}], image=KEY).entries
+    assert (entry.image, entry.mask_image, entry.strength) == (KEY, "", 0.8)
+    assert (entry.width, entry.height) == (SCENES.width, SCENES.height)
+    assert (other.image, other.strength) == (OTHER_KEY, 0.5)
+    assert expanded().entries[0].strength == 1.0
+
+
+def test_controlnets_and_a_second_pass_are_resolved():
+    """Sizes are rounded to what the model renders; steps are the first pass's unless they are named."""
+    net = {"model": "depth", "image": "https://images.example/a.png", "guidance_end": 0.5}
+    (entry,) = expanded(controlnets=[net], hires={"scale": 1.3}, num_inference_steps=12).entries
+    assert entry.controlnets == (ControlNet("depth", net["image"], 1.0, 0.0, 0.5),)
+    assert entry.hires == Hires(168, 168, 0.7, 12, "latent")
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"strength": 0.5}, "strength"),
+        ({"mask_image": KEY}, "mask_image"),
+        ({"prompts": [{"prompt": "a", "mask_image": KEY}]}, "prompts.0.mask_image"),
+        ({"image": "https://elsewhere.example/a.png"}, "image"),
+        ({"image": "house.png"}, "image"),
+        ({"image": KEY, "mask_image": "uploads/../x"}, "mask_image"),
+        ({"controlnets": [{"model": "canny", "image": "http://10.0.0.1/a"}]}, "controlnets.0.image"),
+        ({"controlnets": [{"model": "pose", "image": KEY}]}, "controlnets.0.model"),
+        (
+            {"controlnets": [{"model": "canny", "image": KEY, "guidance_start": 0.5, "guidance_end": 0.5}]},
+            "controlnets.0.guidance_start",
+        ),
+        ({"image": KEY, "strength": 0.2, "num_inference_steps": 4}, "strength"),
+        ({"hires": {"scale": 2, "strength": 0.1}, "num_inference_steps": 9}, "hires.strength"),
+        ({"hires": {"scale": 8}}, "hires.scale"),
+        ({"prompts": [{"prompt": "a", "hires": {"num_inference_steps": 1000, "scale": 3}}]}, "prompts.0.hires.scale"),
+    ],
+)
+def test_pictures_that_do_not_go_together_are_refused_by_name(fields, field):
+    """The refusal names the field where the value stood, and the value."""
+    with pytest.raises(Refused) as caught:
+        expanded(**fields)
+    assert caught.value.field == field
+    assert caught.value.value is not None
+
+
+@given(steps=st.integers(1, 200), strength=st.floats(0.001, 1))
+def test_a_run_from_a_picture_has_a_step_to_make(steps, strength):
+    """What leaves diffusers no step is refused, with a strength that leaves one; flow models always have one."""
+    fields = {"image": KEY, "num_inference_steps": steps}
+    assert expanded(FLUX, **fields, strength=strength).entries[0].strength == strength
+    try:
+        assert int(steps * expanded(**fields, strength=strength).entries[0].strength) >= 1
+    except Refused as refused:
+        assert int(steps * strength) < 1
+        (choice,) = refused.choices
+        expanded(**fields, strength=float(choice.split()[0]))
