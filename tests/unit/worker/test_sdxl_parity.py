@@ -72,9 +72,10 @@ def test_invariant_bytes_do_not_depend_on_company(studio):
 
 
 def test_long_prompts_do_not_change_their_neighbours(studio):
-    """Prompts of one and two chunks share a lane, and those of one are still diffusers'."""
+    """Prompts of one and of many chunks share a lane but no forward, and those of one are still diffusers'."""
     units = units_of(SCHEDULERS[:12], seed=6, guidance_scale=4.0)
     long = tiny_unit(index=12, prompt="a house, " * 40, num_inference_steps=4)
+    assert studio.ours.encode(long, NO_INPUTS).form != studio.ours.encode(units[0], NO_INPUTS).form
     *images, other = studio.render([*units, long], seed=7, max_batch=4)
     for unit, rendered in zip(units, images, strict=True):
         studio.assert_same(unit, rendered)
