@@ -1,4 +1,6 @@
-"""Writes diffusers folders as the single files that people share: CompVis', sgm's, BFL's, Stability's and ComfyUI's.
+"""Models in the layouts of the single files that people share: CompVis', sgm's, BFL's, Stability's and ComfyUI's.
+
+    write(sgm, folder, path)
 
 The names are those of the published checkpoints; the way back from diffusers' names is this file's own, so that what
 reads such files is not tested against itself.
@@ -8,68 +10,100 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
 Tensors = dict[str, torch.Tensor]
 _DENOISER = "model.diffusion_model."
 
 
-def write_compvis(folder: Path, path: Path) -> Path:
-    """Write an SD 1 model as CompVis' trainer saves it, with what else such files hold."""
-    tensors = _under(_DENOISER, ldm_unet(folder)) | _under("first_stage_model.", ldm_vae(folder))
-    tensors |= _under("cond_stage_model.transformer.", _text_model(folder / "text_encoder"))
+class Model(Protocol):
+    """A model in parts, by diffusers' names."""
+
+    def tensors(self, part: str) -> Tensors:
+        """Return a part's tensors."""
+
+    def config(self, part: str) -> Mapping[str, Any]:
+        """Return a part's config."""
+
+
+class InFolder:
+    """A model as diffusers saved it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def tensors(self, part: str) -> Tensors:
+        """Return a part's tensors, of however many files."""
+        tensors: Tensors = {}
+        for path in sorted((self._folder / part).glob("*.safetensors")):
+            tensors |= load_file(path)
+        return tensors
+
+    def config(self, part: str) -> Mapping[str, Any]:
+        """Return a part's config."""
+        config: Mapping[str, Any] = json.loads((self._folder / part / "config.json").read_text("utf-8"))
+        return config
+
+
+def write(layout: Callable[[Model], Tensors], folder: Path, path: Path) -> Path:
+    """Write the model in `folder` as one file in a layout, and return the file's path."""
+    tensors = layout(InFolder(folder))
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path)
+    return path
+
+
+def compvis(model: Model) -> Tensors:
+    """Return an SD 1 model as CompVis' trainer saves it, with what else such files hold."""
+    tensors = _under(_DENOISER, ldm_unet(model)) | _under("first_stage_model.", ldm_vae(model))
+    tensors |= _under("cond_stage_model.transformer.", _text_model(model.tensors("text_encoder")))
     tensors["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
     tensors["betas"] = torch.linspace(0, 1, 1000)
-    return _write(tensors, path)
+    return tensors
 
 
-def write_sd2(folder: Path, path: Path) -> Path:
-    """Write an SD 2 model: CompVis' layout around a text encoder by open_clip."""
-    tensors = _under(_DENOISER, ldm_unet(folder)) | _under("first_stage_model.", ldm_vae(folder))
-    tensors |= _under("cond_stage_model.model.", open_clip(folder / "text_encoder"))
-    return _write(tensors, path)
+def compvis_2(model: Model) -> Tensors:
+    """Return an SD 2 model: CompVis' layout around a text encoder by open_clip."""
+    tensors = _under(_DENOISER, ldm_unet(model)) | _under("first_stage_model.", ldm_vae(model))
+    return tensors | _under("cond_stage_model.model.", open_clip(model.tensors("text_encoder")))
 
 
-def write_sgm(folder: Path, path: Path) -> Path:
-    """Write an SDXL model as sgm saves it: two text encoders in two layouts."""
-    tensors = _under(_DENOISER, ldm_unet(folder)) | _under("first_stage_model.", ldm_vae(folder))
-    tensors |= _under("conditioner.embedders.0.transformer.", _text_model(folder / "text_encoder"))
-    tensors |= _under("conditioner.embedders.1.model.", open_clip(folder / "text_encoder_2"))
-    return _write(tensors, path)
+def sgm(model: Model) -> Tensors:
+    """Return an SDXL model as sgm saves it: two text encoders in two layouts."""
+    tensors = _under(_DENOISER, ldm_unet(model)) | _under("first_stage_model.", ldm_vae(model))
+    tensors |= _under("conditioner.embedders.0.transformer.", _text_model(model.tensors("text_encoder")))
+    return tensors | _under("conditioner.embedders.1.model.", open_clip(model.tensors("text_encoder_2")))
 
 
-def write_bfl(folder: Path, path: Path) -> Path:
-    """Write a Flux transformer, and nothing else, as Black Forest Labs publish it."""
-    return _write(bfl(_read(folder / "transformer")), path)
+def comfy_flux(model: Model) -> Tensors:
+    """Return a whole Flux model as ComfyUI saves one."""
+    tensors = _under(_DENOISER, bfl(model)) | _under("vae.", ldm_vae(model))
+    tensors |= _under("text_encoders.clip_l.transformer.", _text_model(model.tensors("text_encoder")))
+    return tensors | _under("text_encoders.t5xxl.transformer.", model.tensors("text_encoder_2"))
 
 
-def write_flux_checkpoint(folder: Path, path: Path) -> Path:
-    """Write a whole Flux model as ComfyUI saves one."""
-    tensors = _under(_DENOISER, bfl(_read(folder / "transformer"))) | _under("vae.", ldm_vae(folder))
-    tensors |= _under("text_encoders.clip_l.transformer.", _text_model(folder / "text_encoder"))
-    tensors |= _under("text_encoders.t5xxl.transformer.", _read(folder / "text_encoder_2"))
-    return _write(tensors, path)
+def stability_sd3(model: Model) -> Tensors:
+    """Return an SD 3 model as Stability publishes it, without text encoders."""
+    return _under(_DENOISER, mmdit(model)) | _under("first_stage_model.", ldm_vae(model))
 
 
-def write_sd3(folder: Path, path: Path, *, with_text: bool) -> Path:
-    """Write an SD 3 model as Stability publishes it; `with_text` adds the text encoders, as in its larger files."""
-    tensors = _under(_DENOISER, mmdit(_read(folder / "transformer"))) | _under("first_stage_model.", ldm_vae(folder))
-    if with_text:
-        for name, encoder in (("clip_l", "text_encoder"), ("clip_g", "text_encoder_2"), ("t5xxl", "text_encoder_3")):
-            tensors |= _under(f"text_encoders.{name}.transformer.", _read(folder / encoder))
-    return _write(tensors, path)
+def stability_sd3_with_text(model: Model) -> Tensors:
+    """Return an SD 3 model as Stability publishes it in its larger files."""
+    tensors = stability_sd3(model)
+    for name, encoder in (("clip_l", "text_encoder"), ("clip_g", "text_encoder_2"), ("t5xxl", "text_encoder_3")):
+        tensors |= _under(f"text_encoders.{name}.transformer.", model.tensors(encoder))
+    return tensors
 
 
-def ldm_unet(folder: Path) -> Tensors:
-    """Return the UNet of a folder by the names of latent-diffusion: blocks counted through, whatever their level."""
-    config = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
+def ldm_unet(model: Model) -> Tensors:
+    """Return a model's UNet by the names of latent-diffusion: blocks counted through, whatever their level."""
+    config = model.config("unet")
     per_level = config["layers_per_block"] + 1
     has_attention = ["CrossAttn" in kind for kind in config["up_block_types"]]
     outside = {
@@ -99,7 +133,7 @@ def ldm_unet(folder: Path) -> Tensors:
         block = f"input_blocks.{number + 1}" if side == "down" else f"output_blocks.{number}"
         return _ldm_resnet(f"{block}.0.{rest}") if kind == "resnets" else f"{block}.1.{rest}"
 
-    return {rename(name): tensor for name, tensor in _read(folder / "unet").items()}
+    return {rename(name): tensor for name, tensor in model.tensors("unet").items()}
 
 
 def _ldm_resnet(name: str, *, in_middle: bool = True) -> str:
@@ -117,11 +151,11 @@ def _ldm_resnet(name: str, *, in_middle: bool = True) -> str:
     return name
 
 
-def ldm_vae(folder: Path) -> Tensors:
-    """Return the VAE of a folder by the names of latent-diffusion: the decoder's levels counted from its end."""
-    num_levels = len(json.loads((folder / "vae" / "config.json").read_text("utf-8"))["block_out_channels"])
+def ldm_vae(model: Model) -> Tensors:
+    """Return a model's VAE by the names of latent-diffusion: the decoder's levels counted from its end."""
+    num_levels = len(model.config("vae")["block_out_channels"])
     tensors = {}
-    for new, held in _read(folder / "vae").items():
+    for new, held in model.tensors("vae").items():
         name = new.replace("down_blocks", "down")
         name = re.sub(r"up_blocks\.(\d+)\.", lambda match: f"up.{num_levels - 1 - int(match[1])}.", name)
         name = re.sub(r"mid_block\.resnets\.(\d)", lambda match: f"mid.block_{int(match[1]) + 1}", name)
@@ -136,9 +170,9 @@ def ldm_vae(folder: Path) -> Tensors:
     return tensors
 
 
-def open_clip(folder: Path) -> Tensors:
+def open_clip(text_encoder: Tensors) -> Tensors:
     """Return a CLIP text encoder by the names of open_clip: queries, keys and values in one."""
-    held = {name.removeprefix("text_model."): tensor for name, tensor in _read(folder).items()}
+    held = {name.removeprefix("text_model."): tensor for name, tensor in text_encoder.items()}
     tensors: Tensors = {"logit_scale": torch.tensor(4.6)}
     width = held["final_layer_norm.weight"].shape[0]
     tensors["text_projection"] = held.pop("text_projection.weight", torch.ones(8, width)).T.contiguous()
@@ -164,9 +198,9 @@ def open_clip(folder: Path) -> Tensors:
     return tensors
 
 
-def bfl(transformer: Tensors) -> Tensors:
-    """Return the tensors of a Flux transformer by the names of Black Forest Labs."""
-    held = dict(transformer)
+def bfl(model: Model) -> Tensors:
+    """Return a Flux model's transformer, and nothing else, as Black Forest Labs publish it."""
+    held = dict(model.tensors("transformer"))
     tensors: Tensors = {}
     for old, new in {
         "img_in": "x_embedder",
@@ -205,9 +239,9 @@ def bfl(transformer: Tensors) -> Tensors:
     return tensors
 
 
-def mmdit(transformer: Tensors) -> Tensors:
-    """Return the tensors of an SD 3 transformer by Stability's names."""
-    held = dict(transformer)
+def mmdit(model: Model) -> Tensors:
+    """Return an SD 3 model's transformer by Stability's names."""
+    held = dict(model.tensors("transformer"))
     tensors: Tensors = {"pos_embed": held.pop("pos_embed.pos_embed")}
     for old, new in {
         "x_embedder.proj": "pos_embed.proj",
@@ -267,22 +301,10 @@ def _numbers(held: Tensors, blocks: str) -> list[int]:
     return sorted({int(name.split(".")[1]) for name in held if name.startswith(f"{blocks}.")})
 
 
-def _text_model(folder: Path) -> Tensors:
+def _text_model(text_encoder: Tensors) -> Tensors:
     """Return a CLIP text encoder as transformers named its tensors when these files were made."""
-    return {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in _read(folder).items()}
-
-
-def _read(folder: Path) -> Tensors:
-    tensors: dict[str, Any] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        tensors |= load_file(path)
-    return tensors
+    return {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in text_encoder.items()}
 
 
 def _under(prefix: str, tensors: Tensors) -> Tensors:
     return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
-
-
-def _write(tensors: Tensors, path: Path) -> Path:
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path)
-    return path

@@ -38,7 +38,7 @@ def load_from_file(
     prefix = next(full.removesuffix(name) for name, full in names.items())
     with init_empty_weights():
         module = _build(cls, config_folder, tensors)
-    converted = _convert(module, tensors, prefix)
+    converted = convert(module, tensors, prefix)
     del tensors
     expected = module.state_dict()
     state = {
@@ -52,7 +52,7 @@ def load_from_file(
     lacking = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
     if lacking:
         raise ValueError(f"{path.name} lacks {len(lacking)} weights of the {cls.__name__}, {lacking[0]} first")
-    return module.to(device, dtype)  # buffers that are no weights
+    return module.to(device)  # buffers that are no weights
 
 
 def _build(cls: Any, folder: Path, tensors: Tensors) -> Any:
@@ -69,8 +69,11 @@ def _build(cls: Any, folder: Path, tensors: Tensors) -> Any:
     return cls.from_config(config)
 
 
-def _convert(module: Any, tensors: Tensors, prefix: str) -> Tensors:
-    """Return the tensors by diffusers' names; those that have them already stay as they are."""
+def convert(module: Any, tensors: Tensors, prefix: str) -> Tensors:
+    """Return the tensors of a part by the names of `module`, the network they are for.
+
+    Those that have them already stay as they are. `prefix` is what their names begin with in the file.
+    """
     if len(module.state_dict().keys() & tensors.keys()) > len(tensors) // 2:
         return tensors
     match module:

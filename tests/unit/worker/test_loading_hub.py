@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fake_hub import REVISION, files_in, serving_hub
-from original_layouts import write_compvis
+from original_layouts import compvis, write
 
 from farm.catalog import Catalog, LoraRow
 from farm.errors import HubDown, ModelBroken
@@ -26,7 +26,7 @@ TOKEN = "hf_right"
 def local(tmp_path_factory):
     """Save a small SD 1.5 and its single file."""
     folder = save_tiny_sd15(tmp_path_factory.mktemp("local") / "folder")
-    write_compvis(folder, folder / "v1-5.safetensors")
+    write(compvis, folder, folder / "v1-5.safetensors")
     return folder
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from original_layouts import write_compvis, write_flux_checkpoint
+from original_layouts import comfy_flux, compvis, write
 from tiny_flow_models import save_tiny_flux
 
 from farm.errors import ModelBroken
@@ -101,10 +101,10 @@ def test_sizes_are_the_same_in_both_layouts(family, tmp_path):
     """A single file is planned for as the folder that it was made from."""
     if family == "sd15":
         folder = save_tiny_sd15(tmp_path / "folder")
-        path = write_compvis(folder, tmp_path / "model.safetensors")
+        path = write(compvis, folder, tmp_path / "model.safetensors")
     else:
         folder = save_tiny_flux(tmp_path / "folder", guidance_embeds=True)
-        path = write_flux_checkpoint(folder, tmp_path / "model.safetensors")
+        path = write(comfy_flux, folder, tmp_path / "model.safetensors")
     scheduler = "flow_euler" if family == "flux" else "euler"
     rows = [tiny_row(source, family=family, scheduler=scheduler, config="folder") for source in (folder, path)]
     ours, theirs = ({size.name: size for size in sizes_in(files_of(row, tmp_path)).components} for row in rows)

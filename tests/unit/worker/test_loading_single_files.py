@@ -7,17 +7,17 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
-from full_size_models import build
 from original_layouts import (
+    InFolder,
     bfl,
+    comfy_flux,
+    compvis,
+    compvis_2,
     ldm_vae,
-    write_bfl,
-    write_compvis,
-    write_flux_checkpoint,
-    write_sd2,
-    write_sd3,
-    write_sgm,
+    sgm,
+    stability_sd3,
+    stability_sd3_with_text,
+    write,
 )
 from safetensors.torch import load_file, save_file
 from tiny_flow_models import save_tiny_flux, save_tiny_sd3
@@ -26,30 +26,29 @@ from farm.errors import ModelBroken
 from tiny_models import save_tiny_sd15, save_tiny_sd21, save_tiny_sdxl, tiny_row, tiny_unit
 from worker.engine import Engine
 from worker.pipelines import loading
-from worker.pipelines.bfl import convert_bfl
 from worker.pipelines.loading import load_pipeline
 
 CPU = torch.device("cpu")
 FLOW = {"scheduler": "flow_euler", "max_sequence_length": 16}
 
 CASES = {
-    "sd15": (save_tiny_sd15, write_compvis, {"family": "sd15"}),
-    "sd21": (save_tiny_sd21, write_sd2, {"family": "sd15"}),
-    "sdxl": (save_tiny_sdxl, write_sgm, {"family": "sdxl"}),
+    "sd15": (save_tiny_sd15, compvis, {"family": "sd15"}),
+    "sd21": (save_tiny_sd21, compvis_2, {"family": "sd15"}),
+    "sdxl": (save_tiny_sdxl, sgm, {"family": "sdxl"}),
     "flux-dev": (
         lambda folder: save_tiny_flux(folder, guidance_embeds=True),
-        write_bfl,
+        bfl,
         {"family": "flux", "guidance": "embedded", **FLOW},
     ),
     "flux-schnell-whole": (
         lambda folder: save_tiny_flux(folder, guidance_embeds=False),
-        write_flux_checkpoint,
+        comfy_flux,
         {"family": "flux", "guidance": "embedded", **FLOW},
     ),
-    "sd3": (save_tiny_sd3, lambda folder, path: write_sd3(folder, path, with_text=False), {"family": "sd3", **FLOW}),
+    "sd3": (save_tiny_sd3, stability_sd3, {"family": "sd3", **FLOW}),
     "sd3-whole": (
         save_tiny_sd3,
-        lambda folder, path: write_sd3(folder, path, with_text=True),
+        stability_sd3_with_text,
         {"family": "sd3", **FLOW},
     ),
 }
@@ -58,10 +57,10 @@ CASES = {
 @pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory):
     """Return the rows of one model as a folder and as a single file whose configs are in that folder."""
-    save, write, fields = CASES[request.param]
+    save, layout, fields = CASES[request.param]
     models_dir = tmp_path_factory.mktemp(request.param)
     folder = save(models_dir / "folder")
-    path = write(folder, models_dir / "model.safetensors")
+    path = write(layout, folder, models_dir / "model.safetensors")
     return tiny_row(folder, **fields), tiny_row(path, config="folder", **fields), models_dir
 
 
@@ -121,22 +120,12 @@ def test_hash_is_the_files_own(case):
     assert pipeline.model_hash == hashlib.sha256((models_dir / "model.safetensors").read_bytes()).hexdigest()
 
 
-def test_flux_converter_agrees_with_diffusers_at_full_size():
-    """At the one width that diffusers' converter knows, ours gives the same names and shapes."""
-    original = bfl(build("flux-dev", "transformer").state_dict())
-    ours = convert_bfl(original)
-    theirs = convert_flux_transformer_checkpoint_to_diffusers(dict(original))
-    assert {name: tensor.shape for name, tensor in ours.items()} == {
-        name: tensor.shape for name, tensor in theirs.items()
-    }
-
-
 def test_flux_dev_with_the_configs_of_schnell(tmp_path, monkeypatch):
     """Whether a Flux takes its guidance as an input is told by the file, not by the config that is lent to it."""
     dev = save_tiny_flux(tmp_path / "dev", guidance_embeds=True)
     save_tiny_flux(tmp_path / "schnell", guidance_embeds=False, seed=1)
     fields = {"family": "flux", "guidance": "embedded", **FLOW}
-    path = write_bfl(dev, tmp_path / "model.safetensors")
+    path = write(bfl, dev, tmp_path / "model.safetensors")
     found = parts_of(tiny_row(path, config="schnell", **fields), tmp_path, monkeypatch)["transformer"]
     expected = parts_of(tiny_row(dev, **fields), tmp_path, monkeypatch)["transformer"].state_dict()
     assert found.config.guidance_embeds
@@ -148,7 +137,7 @@ def test_flux_dev_with_the_configs_of_schnell(tmp_path, monkeypatch):
 def sd15(tmp_path):
     """Return the folder and the single file of a small SD 1.5."""
     folder = save_tiny_sd15(tmp_path / "folder")
-    return folder, write_compvis(folder, tmp_path / "model.safetensors")
+    return folder, write(compvis, folder, tmp_path / "model.safetensors")
 
 
 def load(path, **fields):
@@ -179,7 +168,9 @@ def test_other_vae_from_a_single_file(sd15, tmp_path):
     """A VAE as people share it, alone in a file, takes the place of the model's own."""
     _, path = sd15
     other = save_tiny_sd15(tmp_path / "other", seed=1)
-    save_file({name: tensor.contiguous() for name, tensor in ldm_vae(other).items()}, tmp_path / "vae.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in ldm_vae(InFolder(other)).items()}, tmp_path / "vae.safetensors"
+    )
     latents = torch.randn(1, 4, 8, 8)
     with torch.inference_mode():
         replaced = load(path, vae={"source": "vae.safetensors"}).decode(latents)
@@ -263,7 +254,7 @@ def test_file_that_cannot_be_loaded(sd15, edit, reason):
 
 def test_wrong_family(tmp_path):
     """An SDXL file in a row of SD 1.5 is called an SDXL model."""
-    path = write_sgm(save_tiny_sdxl(tmp_path / "folder"), tmp_path / "model.safetensors")
+    path = write(sgm, save_tiny_sdxl(tmp_path / "folder"), tmp_path / "model.safetensors")
     with pytest.raises(ModelBroken, match=r"model\.safetensors is an SDXL model, and the catalog says .* sd15"):
         load(path)
 
