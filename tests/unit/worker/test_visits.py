@@ -205,6 +205,19 @@ def test_what_is_encoded_ahead_does_not_drive_out_what_comes_first(case):
     assert case.visits() == []
 
 
+def test_a_visit_waits_until_it_is_wanted_soon(case):
+    """One more prompt at the end of the line brings nobody while half a cache of others is before it."""
+    case.keep(8)
+    units = case.units(9)
+    with torch.inference_mode():
+        case.away.encode_ahead(units[:6])
+        assert len(case.visits()) == len(case.away._visits.away)
+        case.away.encode_ahead(units[1:7])
+        assert case.visits() == []
+        case.away.encode_ahead(units[5:])
+        assert len(case.visits()) == len(case.away._visits.away)
+
+
 def test_words_that_cannot_be_encoded_are_nobody_elses_trouble(case):
     """A unit that skips more layers than there are fails alone; it costs no more than a visit of its own."""
     units = case.units(4)
