@@ -34,6 +34,7 @@ MEDIA_TYPE: Final = "application/problem+json"
 _METHODS: Final = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _RETRY_AFTER_S: Final = 5
 _MAX_TEXT_CHARS: Final = 300
+_MAX_EXPLAINED: Final = 2_000
 
 
 class Problem(BaseModel):
@@ -119,14 +120,17 @@ class HttpProblem(Exception):
 
 def invalid(findings: ValidationError, *, document: object) -> HttpProblem:
     """Return the problem of a body that does not fit its model."""
-    return _from_field_errors(translate(findings.errors(include_url=False), document=document))
+    found = findings.errors(include_url=False)
+    # Half a million take seconds to explain, with the whole process waiting; nobody reads more than the first.
+    errors = translate(found[:_MAX_EXPLAINED], document=document)
+    return _from_field_errors(errors, is_all=len(found) <= _MAX_EXPLAINED)
 
 
-def _from_field_errors(errors: list[FieldError]) -> HttpProblem:
+def _from_field_errors(errors: list[FieldError], *, is_all: bool = True) -> HttpProblem:
     first = errors[0]
     detail = f"{first.field}: {first.message}"
     if len(errors) > 1:
-        detail += f" (and {len(errors) - 1:,} more)"
+        detail += f" (and {len(errors) - 1:,} {'' if is_all else 'or '}more)"
     return HttpProblem(INVALID_REQUEST, detail, errors=errors[:MAX_ERRORS])
 
 

@@ -157,3 +157,13 @@ def test_an_escaped_backslash_is_no_nul():
     r"""A prompt that shows the six characters \u0000 is no NUL."""
     spec = parse_job_spec(rb'{"model": "scenes", "prompts": ["a \\u0000 b"]}', max_prompts=10)
     assert spec.prompts == ["a \\u0000 b"]
+
+
+def test_of_very_many_errors_the_first_are_told():
+    """Ten thousand wrong fields are answered at once, by some of them and how many there are at least."""
+    prompts = [{"prompt": "a", "loras": [{"weight": "heavy"}] * 16}] * 300
+    with pytest.raises(HttpProblem) as raised:
+        parse_job_spec(json.dumps({"model": "scenes", "prompts": prompts}).encode(), max_prompts=10_000)
+    assert raised.value.errors[0].field == "prompts.0.loras.0.name"
+    assert len(raised.value.errors) == 20
+    assert raised.value.detail.endswith(" or more)")
