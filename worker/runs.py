@@ -48,8 +48,13 @@ class Runs:
             first_step=pipeline.first_step(steps, unit.strength) if seat.inputs.has_start else 0,
             timestep_options=pipeline.timestep_options(steps, unit.height, unit.width),
         )
-        seat.conditioning, seat.form, warnings = pipeline.encode(unit, seat.inputs)
-        seat.warnings += warnings
+        encoded = pipeline.encode(unit, seat.inputs)
+        seat.conditioning, seat.form, seat.embedding_hashes = (
+            encoded.conditioning,
+            encoded.form,
+            encoded.embedding_hashes,
+        )
+        seat.warnings += encoded.warnings
         self.restart(pipeline, seat)
 
     def restart(self, pipeline: Pipeline, seat: Seat) -> None:

@@ -79,9 +79,9 @@ def _parameters(recipe: Recipe) -> Iterator[tuple[str, object]]:
         yield "Hires upscaler", HIRES_UPSCALERS[hires.upscaler]
     for number, net in enumerate(recipe.controlnets):
         yield f"ControlNet {number}", _controlnet(net)
-    if recipe.lora_sha256:
-        hashes = (f"{name}: {digest[:_SHORT_LORA_HASH]}" for name, digest in recipe.lora_sha256.items())
-        yield "Lora hashes", ", ".join(hashes)
+    for label, sha256 in (("Lora hashes", recipe.lora_sha256), ("TI hashes", recipe.embedding_sha256)):
+        if sha256:
+            yield label, ", ".join(f"{name}: {digest[:_SHORT_LORA_HASH]}" for name, digest in sha256.items())
     yield "Model hash", recipe.model_sha256[:_SHORT_MODEL_HASH]
     yield "Model", recipe.model
     if recipe.file == "upscaled":

@@ -7,7 +7,7 @@ AUTOMATIC1111's rules beyond that. Which encoders a family has, and what becomes
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from worker.text.chunks import Chunk, Token, Vocabulary, cut, truncate
 from worker.text.reading import Part, Reading, read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from worker.text.cache import EmbeddingCache
@@ -39,6 +39,7 @@ class ClipEncoding:
     pooled: torch.Tensor
     num_chunks: int
     warnings: tuple[str, ...] = ()
+    embedding_hashes: Mapping[str, str] = field(default_factory=dict)  # sha256 of textual inversions, by name
 
     @property
     def num_bytes(self) -> int:
@@ -52,6 +53,7 @@ class EncodedTexts(NamedTuple):
     prompt: tuple[ClipEncoding, ...]
     negative: tuple[ClipEncoding, ...] | None
     warnings: tuple[str, ...]  # for the user, each beginning with the name of a field
+    embedding_hashes: Mapping[str, str]  # sha256 of the textual inversions in either text, by name
 
     @property
     def num_chunks(self) -> int:
@@ -123,7 +125,7 @@ class ClipText:
         def lengthen() -> ClipEncoding:
             empty = self.encode("", layer=layer, clip_skip=clip_skip, adapters=adapters)
             states = torch.cat([encoding.states, *[empty.states] * missing], dim=1)
-            return ClipEncoding(states, encoding.pooled, num_chunks, encoding.warnings)
+            return replace(encoding, states=states, num_chunks=num_chunks)
 
         return self._cache.get((*key, num_chunks), lengthen)
 
@@ -145,6 +147,7 @@ class ClipText:
             pooled=encoded[0][1],
             num_chunks=len(chunks),
             warnings=warnings,
+            embedding_hashes=reading.embedding_hashes,
         )
 
     def _tokenize(self, part: Part) -> list[tuple[Token, ...]]:
@@ -249,4 +252,10 @@ def encode_texts(
         for encoding in encodings
         for warning in encoding.warnings
     }
-    return EncodedTexts(encoded["prompt"], encoded.get("negative_prompt"), tuple(warnings))
+    hashes = {
+        name: digest
+        for encodings in encoded.values()
+        for encoding in encodings
+        for name, digest in encoding.embedding_hashes.items()
+    }
+    return EncodedTexts(encoded["prompt"], encoded.get("negative_prompt"), tuple(warnings), hashes)

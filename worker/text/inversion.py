@@ -6,13 +6,14 @@ not. Where the vectors go is worker/text/clip.py's. Only safetensors are read, n
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -36,6 +37,7 @@ class Inversion:
     """The vectors of one file, [n, width] for each of the model's text encoders by name (`clip_l`, `clip_g`)."""
 
     version: Version
+    sha256: str  # of the file, hex
     vectors: Mapping[str, torch.Tensor]
 
 
@@ -104,14 +106,14 @@ class Inversions:
             status = path.stat()
             version = Version(path, status.st_mtime_ns, status.st_size)
             if path not in self._loaded or self._loaded[path][0] != version:
-                self._loaded[path] = (version, self._fit(version, load_file(path)))
+                self._loaded[path] = (version, self._fit(version, path.read_bytes()))
         except (OSError, SafetensorError) as error:
             return f"{path.name} cannot be read: {' '.join(str(error).split())}"
         return self._loaded[path][1]
 
-    def _fit(self, version: Version, tensors: Mapping[str, torch.Tensor]) -> Inversion | str:
-        """Return the vectors for each text encoder, or why they do not fit."""
-        name = version.path.name
+    def _fit(self, version: Version, data: bytes) -> Inversion | str:
+        """Return the vectors for each text encoder, or why they do not fit. Raises SafetensorError for another file."""
+        name, tensors = version.path.name, load(data)
         if tensors.keys() & {"clip_l", "clip_g"}:
             vectors = dict(tensors)
         elif "emb_params" in tensors or len(tensors) == 1:  # A1111's name for them, or diffusers': the word itself
@@ -126,7 +128,7 @@ class Inversions:
         widths = {part: rows.shape[1] for part, rows in vectors.items()}
         if widths != self._widths:
             return f"{name} is made for another kind of model: {_say(widths)} where this one takes {_say(self._widths)}"
-        return Inversion(version, vectors)
+        return Inversion(version, hashlib.sha256(data).hexdigest(), vectors)
 
 
 def _say(widths: Mapping[str, int]) -> str:

@@ -12,7 +12,7 @@ from worker.text.inversion import Inversion, Inversions, Version
 from worker.text.weights import Piece, parse_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 class Part(NamedTuple):
@@ -31,8 +31,17 @@ class Reading(NamedTuple):
     @property
     def versions(self) -> tuple[Version, ...]:
         """The files that it depends on."""
+        return tuple(inversion.version for inversion in self._inversions)
+
+    @property
+    def embedding_hashes(self) -> Mapping[str, str]:
+        """The sha256 of those files, hex, by the words that name them."""
+        return {inversion.version.path.stem: inversion.sha256 for inversion in self._inversions}
+
+    @property
+    def _inversions(self) -> Iterator[Inversion]:
         parts = (part.content for section in self.sections for part in section)
-        return tuple(content.version for content in parts if isinstance(content, Inversion))
+        return (content for content in parts if isinstance(content, Inversion))
 
 
 def read(text: str, *, weighted: bool, inversions: Inversions | None) -> Reading:

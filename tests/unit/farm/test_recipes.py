@@ -82,6 +82,7 @@ recipes = st.builds(
     file=st.sampled_from(["image", "thumbnail", "upscaled"]),
     model_sha256=st.just(SHA256),
     lora_sha256=st.dictionaries(st.sampled_from(["a", "styles/b c"]), st.just(SHA256)),
+    embedding_sha256=st.dictionaries(st.sampled_from(["easy", "bad hands"]), st.just(SHA256)),
     approximations=st.lists(st.text(max_size=9), max_size=2).map(tuple),
     batch_shape=st.none() | st.integers(1, 64),
     nsfw=st.none() | st.booleans(),
@@ -218,6 +219,7 @@ def test_infotext_tells_all_that_a_picture_may_have():
         clip_skip=1,
         loras=(Lora("ink", 0.8), Lora("pen", -1.0)),
         lora_sha256={"ink": SHA256, "pen": SHA256[::-1]},
+        embedding_sha256={"easy": SHA256},
         hires=Hires(128, 96, 0.55, 10, "latent"),
         controlnets=(ControlNet("canny", "uploads/edges.png", 0.5, 0.0, 0.75),),
     )
@@ -227,7 +229,7 @@ def test_infotext_tells_all_that_a_picture_may_have():
         ", Clip skip: 2, Denoising strength: 0.55, Hires upscale: 2, Hires steps: 10, Hires upscaler: Latent," in text
     )
     assert '"Module: none, Model: canny, Weight: 0.5, Resize Mode: Just Resize, Guidance Start: 0.0, ' in text
-    assert 'Lora hashes: "ink: 0123456789ab, pen: fedcba987654", Model hash' in text
+    assert 'Lora hashes: "ink: 0123456789ab, pen: fedcba987654", TI hashes: "easy: 0123456789ab", Model hash' in text
     assert "Denoising strength: 0.3," in infotext(replace(RECIPE, image="uploads/cat.png", strength=0.3))
     assert "Hires resize: 128x112," in infotext(replace(full, hires=Hires(128, 112, 0.5, 9, "lanczos")))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 
 import diffusers
@@ -14,6 +15,7 @@ from transformers import CLIPTextModel
 from farm.jobs import Reproducibility
 from tiny_models import save_tiny_sd15, tiny_row, tiny_unit
 from worker.engine import Engine
+from worker.files import recipe_of
 from worker.pipelines.loading import load_pipeline
 
 LONG = "a small house, with a red roof, near the sea, " * 5
@@ -124,3 +126,25 @@ def test_embeddings_in_the_models_folder_are_found(folder, tmp_path):
     ]
     assert pictures[0][0] != pictures[1][0]
     assert pictures[0][1] == pictures[1][1]
+
+
+def test_recipes_hear_of_the_embeddings_that_were_used(tmp_path):
+    """An image knows the sha256 of every textual inversion that its texts named, and of no other."""
+    folder = save_tiny_sd15(tmp_path / "tiny")
+    (folder / "embeddings").mkdir()
+    for name in ("easy", "night", "other"):
+        save_file({"emb_params": torch.randn(2, 16)}, folder / "embeddings" / f"{name}.safetensors")
+    pipeline = load_pipeline(tiny_row(folder), models_dir=folder, device=torch.device("cpu"))
+    engine = Engine(lambda _: pipeline, max_batch=2)
+    engine.start()
+    units = [tiny_unit(index=0, prompt="an <easy> house", negative_prompt="night"), tiny_unit(index=1)]
+    with_two, with_none = [engine.submit(unit).result(timeout=60) for unit in units]
+    engine.stop()
+    digests = {
+        name: hashlib.sha256((folder / "embeddings" / f"{name}.safetensors").read_bytes()).hexdigest()
+        for name in ("easy", "night")
+    }
+    assert with_two.embedding_hashes == digests
+    assert with_none.embedding_hashes == {}
+    recipe = recipe_of(units[0], with_two, "image")
+    assert recipe.embedding_sha256 == digests
