@@ -79,15 +79,20 @@ def _parameters(recipe: Recipe) -> Iterator[tuple[str, object]]:
         yield "Hires upscaler", HIRES_UPSCALERS[hires.upscaler]
     for number, net in enumerate(recipe.controlnets):
         yield f"ControlNet {number}", _controlnet(net)
-    for label, sha256 in (("Lora hashes", recipe.lora_sha256), ("TI hashes", recipe.embedding_sha256)):
-        if sha256:
-            yield label, ", ".join(f"{name}: {digest[:_SHORT_LORA_HASH]}" for name, digest in sha256.items())
+    yield from _file_hashes(recipe)
     yield "Model hash", recipe.model_sha256[:_SHORT_MODEL_HASH]
     yield "Model", recipe.model
     if recipe.file == "upscaled":
         yield "Postprocess upscale by", recipe.output.upscale
         yield "Postprocess upscaler", recipe.output.upscaler
     yield "Version", f"diffusion-farm {recipe.farm_version}"
+
+
+def _file_hashes(recipe: Recipe) -> Iterator[tuple[str, object]]:
+    """Yield what tells apart files of one name."""
+    for label, sha256 in (("Lora hashes", recipe.lora_sha256), ("TI hashes", recipe.embedding_sha256)):
+        if sha256:
+            yield label, ", ".join(f"{name}: {digest[:_SHORT_LORA_HASH]}" for name, digest in sha256.items())
 
 
 def _controlnet(net: ControlNet) -> str:
