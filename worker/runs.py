@@ -66,7 +66,7 @@ class Runs:
         seat.known, seat.channels = first.known, first.channels
         seat.noise = NoiseSource(seat.schedule, seat.generator, histories.shape, seed=seat.unit.seed)
         seat.own_steps = None
-        if seat.schedule.weights is None or (seat.known is not None and not seat.schedule.holds_when_edited):
+        if seat.schedule.weights is None:
             seat.own_steps = OwnSteps(seat.schedule, histories.shape, seed=seat.unit.seed)
         seat.call = 0
         seat.calls = len(seat.schedule)

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 
 class Known(NamedTuple):
-    """The part of a picture that inpainting keeps, for models that know nothing of masks."""
+    """The part of a picture that inpainting keeps, for models that know nothing of masks.
+
+    A mask is all or nothing, and samplers go number by number: what is painted anew is never edited, and what a sampler
+    makes of the rest is always thrown away. So a table holds, even of samplers that remember what they made.
+    """
 
     mask: torch.Tensor  # [1, 1, h/8, w/8], 1 where it is painted anew
     image: torch.Tensor  # [1, *latent_shape]

@@ -94,6 +94,14 @@ def test_a_unet_that_takes_the_mask_needs_one(inpainter, inputs):
         inpainter.render([tiny_unit()], [inputs], seed=0, max_batch=1)
 
 
+@pytest.mark.parametrize("name", ["unipc", "pndm", "sa_solver", "sa_solver_karras", "dpmpp_2m", "lms"])
+def test_samplers_with_long_memories(studio, name):
+    """Samplers that remember what they made, and not what the mask left of it, inpaint as well."""
+    units = [tiny_unit(index=n, seed=n, scheduler=name, num_inference_steps=9 + n, strength=0.9) for n in range(3)]
+    inputs = [Inputs(image=picture(number), mask=mask(number)) for number in range(len(units))]
+    studio.assert_all_same(units, inputs, seed=1, max_batch=2)
+
+
 def test_what_is_black_is_kept(studio):
     """The latents under a black mask are the picture's own in the end, those under a white one are new."""
     half = mask(0)
