@@ -22,7 +22,7 @@ STEPS = 12
 def table(group):
     """Return the lines of one group: each sampler once, with its spacings."""
     lines = [
-        "| name | and with | A1111 | diffusers class | calls per step | noise | inpaints by | residual |",
+        "| name | and with | A1111 | diffusers class | calls per step | noise | when edited | residual |",
         "|---|---|---|---|---|---|---|---|",
     ]
     samplers = [row for row in schedulers_of(group) if row.a1111_schedule == "Automatic"]
