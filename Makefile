@@ -41,7 +41,7 @@ up: $(INSTALLED) ## Start a farm on this machine; Ctrl-C stops it
 	@$(BIN)/python -m cli.main up
 
 test: $(INSTALLED) ## Run all tests that this machine can run
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(INSTALLED) ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .

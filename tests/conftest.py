@@ -14,6 +14,8 @@ _bucket_numbers = itertools.count()
 # Models of tests are tiny and processes many: threads that wait for each other on two cores make it ten times slower.
 # Set before torch is imported, and inherited by the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
+# transformers says at import which optional libraries are missing.
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,11 @@ import diffusers
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from parity import PROMPTS, Studio
 from PIL import Image
-from tiny_flow_models import SIZE_MULTIPLE_PX
 
 from farm.schedulers import find_scheduler, schedulers_of
+from parity import PROMPTS, Studio
+from tiny_flow_models import SIZE_MULTIPLE_PX
 from tiny_models import SIZE_PX, tiny_unit
 from worker.pipelines.base import Inputs
 from worker.pipelines.latent import Loaded

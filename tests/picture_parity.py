@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import diffusers
 import numpy as np
-from parity import Studio
 from PIL import Image
 
+from parity import Studio
 from tiny_models import SIZE_PX
 
 if TYPE_CHECKING:

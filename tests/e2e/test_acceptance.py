@@ -13,8 +13,8 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from PIL import Image
-from running_farm import running_farm
 
+from running_farm import running_farm
 from tiny_models import SIZE_PX, save_tiny_sd15
 from training.scenes.look import dominant_thing_colour
 

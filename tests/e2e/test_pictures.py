@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+
 from running_farm import running_farm
 
 SIZE_PX = 128

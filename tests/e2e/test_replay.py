@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from running_farm import running_farm
 from sd_parsers import ParserManager
 
 from farm.recipes import read_recipe, text_chunks_of
+from running_farm import running_farm
 
 pytestmark = pytest.mark.slow
 

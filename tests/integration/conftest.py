@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import pytest
-from api_client import Api, api_settings
 
 from api.app import create_app
+from api_client import Api, api_settings
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,12 @@
 
 import pytest
 import schemathesis
-from api_client import WORKER, api_settings, heartbeat
 from hypothesis import HealthCheck, settings
 from schemathesis.config import SchemathesisConfig
 from schemathesis.python import asgi
 
 from api.app import create_app
+from api_client import WORKER, api_settings, heartbeat
 from farm.settings import Settings
 
 SEED = 20_261_122

@@ -4,8 +4,8 @@ from datetime import datetime
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from api_client import heartbeat
 
+from api_client import heartbeat
 from farm.queue import queue_length
 
 

@@ -7,9 +7,9 @@ import urllib.request
 from dataclasses import replace
 
 import pytest
-from api_client import Api, api_settings, heartbeat
 
 from api.app import create_app
+from api_client import Api, api_settings, heartbeat
 from farm.queue import make_celery
 from farm.storage import Store
 from servers import free_ports, valkey

@@ -1,9 +1,9 @@
 """What the API tells of the farm as a whole: models, workers, throughput, metrics."""
 
 import pytest
-from api_client import WORKER, heartbeat
 from prometheus_client.parser import text_string_to_metric_families
 
+from api_client import WORKER, heartbeat
 from farm.ledger import Gpu
 
 GPU = Gpu(uuid="GPU-1", name="RTX 4090", temperature_c=61, power_w=402.5, utilisation=0.98, memory_total_bytes=24 << 30)

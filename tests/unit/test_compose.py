@@ -331,6 +331,7 @@ def test_what_the_dockerfile_copies_reaches_the_builder() -> None:
 
 def test_every_package_of_the_project_is_in_its_wheel() -> None:
     """The stage that builds the wheel copies each top folder that pyproject.toml packs."""
-    packed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packed = [pattern.removesuffix("*") for pattern in setuptools["packages"]["find"]["include"]]
     copied = set(" ".join(instructions(dockerfile_stages()["wheel"], "COPY")).split())
     assert {f"{package.partition('.')[0]}/" for package in packed} <= copied

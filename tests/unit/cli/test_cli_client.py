@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from fake_http import serving
 
 from cli.client import FarmClient, NoFarm, NotNow, trusts_proxies
 from cli.embedded import pick_ports
 from cli.exits import CliError, Exit
+from fake_http import serving
 
 
 def problem(status, errors=(), **fields):

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_http import answering
 
 from cli.client import FarmClient
 from cli.download import Manifest, download, file_name
 from cli.exits import CliError
+from fake_http import answering
 
 JOB = "job_00000000000000abcdef"
 

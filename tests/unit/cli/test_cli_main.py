@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from fake_http import answering, serving
 from typer.testing import CliRunner
 
 from cli import main as cli_main
 from cli import watch
+from fake_http import answering, serving
 
 JOB = "job_00000000000000abcdef"
 

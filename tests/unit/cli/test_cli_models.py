@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fake_hub import COMMIT, serving_hub
 from typer.testing import CliRunner
 
 from cli import main as cli_main
 from cli import model_files
 from cli.exits import CliError
+from fake_hub import COMMIT, serving_hub
 from farm.catalog import ModelRow, load_catalog
 from farm.weights import Hub
 

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from fake_http import answering
 
 from cli import main
 from cli.client import FarmClient
 from cli.exits import CliError
 from cli.pictures import upload_pictures
+from fake_http import answering
 
 
 def answer(request):

@@ -5,7 +5,6 @@ import json
 from dataclasses import replace
 
 import pytest
-from fake_http import answering
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -13,6 +12,7 @@ from cli import watch
 from cli.client import FarmClient
 from cli.exits import CliError, Exit
 from cli.replay import differences, pixel_distance, replay
+from fake_http import answering
 from farm.jobs import Output, Reproducibility
 from farm.prompts import Lora
 from farm.recipes import Recipe, text_chunks_of

@@ -6,10 +6,8 @@ import json
 
 import pytest
 import torch
-from full_size_models import CHECKPOINTS, build, component_names
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from live_memory import live_memory
 
 from farm.catalog import Catalog
 from farm.plans import (
@@ -24,6 +22,8 @@ from farm.plans.plan import BYTES_PER_VALUE
 from farm.plans.published import PUBLISHED
 from farm.plans.sizes import measure
 from farm.weights import BadHeader, TensorInfo, read_header
+from full_size_models import CHECKPOINTS, build, component_names
+from live_memory import live_memory
 
 GIB = 1 << 30
 ROWS = {row.name: row for row in Catalog()}

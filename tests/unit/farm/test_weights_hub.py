@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-from fake_hub import COMMIT, REVISION, serving_hub
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from fake_hub import COMMIT, REVISION, serving_hub
 from farm.catalog import ModelRow, Source
 from farm.errors import HubDown, ModelBroken
 from farm.weights import Hub, Weights

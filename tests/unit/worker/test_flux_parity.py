@@ -9,15 +9,15 @@ from statistics import fmean
 import diffusers
 import pytest
 import torch
-from flow_parity import FLOW_PROMPTS, MAX_SEQUENCE_LENGTH, FlowStudio, any_flow_units, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parity import MAX_DIFFERENCE, units_of
-from tiny_flow_models import SIZE_MULTIPLE_PX, save_tiny_flux
 
 from farm.errors import ModelBroken, RenderFailed
 from farm.jobs import Reproducibility
 from farm.schedulers import schedulers_of
+from flow_parity import FLOW_PROMPTS, MAX_SEQUENCE_LENGTH, FlowStudio, any_flow_units, picture
+from parity import MAX_DIFFERENCE, units_of
+from tiny_flow_models import SIZE_MULTIPLE_PX, save_tiny_flux
 from tiny_models import SIZE_PX, tiny_row, tiny_unit
 from worker.pipelines.base import NO_INPUTS
 from worker.pipelines.flux import FluxPipeline

@@ -7,15 +7,15 @@ from dataclasses import replace
 import diffusers
 import pytest
 import torch
-from flow_parity import FlowStudio
-from parity import MAX_DIFFERENCE, units_of
-from picture_parity import mask, picture
 from PIL import Image
-from tiny_flow_models import save_tiny_flux
 from torch.nn.functional import interpolate, pixel_shuffle
 
 from farm.jobs import Hires
 from farm.schedulers import find_scheduler
+from flow_parity import FlowStudio
+from parity import MAX_DIFFERENCE, units_of
+from picture_parity import mask, picture
+from tiny_flow_models import save_tiny_flux
 from tiny_models import SIZE_PX, tiny_unit
 from worker.pipelines.base import NO_INPUTS, Inputs
 from worker.pipelines.flux import FluxPipeline

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from parity import BROWNIAN_WARNING, MAX_DIFFERENCE, units_of
-from picture_parity import PictureStudio, mask, picture
 from PIL import Image
 from torch.nn.functional import interpolate
 
 from farm.jobs import Hires, Reproducibility
 from farm.schedulers import find_scheduler
+from parity import BROWNIAN_WARNING, MAX_DIFFERENCE, units_of
+from picture_parity import PictureStudio, mask, picture
 from tiny_models import SIZE_PX, save_tiny_sd15, save_tiny_sdxl, tiny_unit
 from worker.engine import Engine
 from worker.pipelines.base import NO_INPUTS, Inputs

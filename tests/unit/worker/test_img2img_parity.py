@@ -8,11 +8,11 @@ from itertools import pairwise
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from parity import BROWNIAN_WARNING, any_units, units_of
-from picture_parity import PictureStudio, picture
 
 from farm.jobs import Reproducibility
 from farm.schedulers import find_scheduler, schedulers_of
+from parity import BROWNIAN_WARNING, any_units, units_of
+from picture_parity import PictureStudio, picture
 from tiny_models import SIZE_PX, save_tiny_sd15, save_tiny_sdxl, tiny_unit
 from worker.pipelines.base import NO_INPUTS, Inputs
 

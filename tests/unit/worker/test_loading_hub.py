@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fake_hub import REVISION, files_in, serving_hub
-from original_layouts import compvis, write
 
+from fake_hub import REVISION, files_in, serving_hub
 from farm.catalog import Catalog, LoraRow
 from farm.errors import HubDown, ModelBroken
 from farm.settings import Settings
 from farm.weights import Hub
+from original_layouts import compvis, write
 from tiny_models import save_tiny_sd15, tiny_row, tiny_unit
 from worker.app import make_loader
 from worker.engine import Engine

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from original_layouts import comfy_flux, compvis, write
-from tiny_flow_models import save_tiny_flux
 
 from farm.errors import ModelBroken
 from farm.plans import Precision, Where, plan_for_row
 from farm.weights import Hub, Weights
+from original_layouts import comfy_flux, compvis, write
+from tiny_flow_models import save_tiny_flux
 from tiny_models import save_tiny_sd15, tiny_row, tiny_unit
 from worker.engine import Engine
 from worker.pipelines import loading

@@ -7,6 +7,9 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
+from farm.errors import ModelBroken
 from original_layouts import (
     InFolder,
     bfl,
@@ -19,10 +22,7 @@ from original_layouts import (
     stability_sd3_with_text,
     write,
 )
-from safetensors.torch import load_file, save_file
 from tiny_flow_models import save_tiny_flux, save_tiny_sd3
-
-from farm.errors import ModelBroken
 from tiny_models import save_tiny_sd15, save_tiny_sd21, save_tiny_sdxl, tiny_row, tiny_unit
 from worker.engine import Engine
 from worker.pipelines import loading

@@ -7,7 +7,6 @@ import random
 import diffusers
 import pytest
 import torch
-from lora_files import save_kohya_lora, save_peft_lora
 from safetensors.torch import load_file, save_file
 
 from farm.catalog import Catalog, LoraRow
@@ -15,6 +14,7 @@ from farm.errors import RenderFailed
 from farm.jobs import Reproducibility
 from farm.prompts import Lora
 from farm.schedulers import find_scheduler
+from lora_files import save_kohya_lora, save_peft_lora
 from tiny_models import tiny_unit
 from worker.engine import Engine
 from worker.lora import LoraLibrary

@@ -7,14 +7,14 @@ import re
 import diffusers
 import pytest
 import torch
-from flow_parity import MAX_SEQUENCE_LENGTH
-from lora_files import save_kohya_lora, save_peft_lora
-from parity import Studio
 from safetensors.torch import save_file
-from tiny_flow_models import save_tiny_flux, save_tiny_sd3
 
 from farm.catalog import Catalog
 from farm.prompts import Lora
+from flow_parity import MAX_SEQUENCE_LENGTH
+from lora_files import save_kohya_lora, save_peft_lora
+from parity import Studio
+from tiny_flow_models import save_tiny_flux, save_tiny_sd3
 from tiny_models import save_tiny_sdxl, tiny_row, tiny_unit
 from worker.lora import LoraLibrary
 from worker.lora.files import read_lora

@@ -7,11 +7,11 @@ from statistics import fmean
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from parity import BROWNIAN_WARNING, Studio, any_units, units_of
 
 from farm.errors import RenderFailed
 from farm.jobs import Reproducibility
 from farm.schedulers import schedulers_of
+from parity import BROWNIAN_WARNING, Studio, any_units, units_of
 from tiny_models import SIZE_PX, save_tiny_sd15, save_tiny_sd21, tiny_unit
 from worker.pipelines.base import NO_INPUTS
 

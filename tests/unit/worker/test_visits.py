@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import diffusers
 import pytest
 import torch
-from tiny_flow_models import save_tiny_flux, save_tiny_sd3
 
 from farm.plans import ComponentPlan, Phase, Plan, Precision, Where
+from tiny_flow_models import save_tiny_flux, save_tiny_sd3
 from tiny_models import save_tiny_sdxl, tiny_unit
 from worker.engine import Engine
 from worker.pipelines.base import NO_INPUTS

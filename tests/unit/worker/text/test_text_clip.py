@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
-from plain_prompts import encode_plainly
 
 from farm.errors import RenderFailed
+from plain_prompts import encode_plainly
 from worker.text.clip import emphasise, encode_texts
 
 PLAIN = ["", "a red circle", "two squares, one blue: on the left", "x" * 75, "don't  stop\n\tnow !!"]

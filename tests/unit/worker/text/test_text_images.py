@@ -8,11 +8,11 @@ import random
 import diffusers
 import pytest
 import torch
-from plain_prompts import encode_plainly
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
 from farm.jobs import Reproducibility
+from plain_prompts import encode_plainly
 from tiny_models import save_tiny_sd15, tiny_row, tiny_unit
 from worker.engine import Engine
 from worker.files import recipe_of
