@@ -1,4 +1,4 @@
-"""The published models at full size on the meta device: every shape is true, and no weight takes memory.
+"""The published models at full size: on the meta device, where no weight takes memory, or with random weights.
 
 The configurations are those that the checkpoints carry in their folders, as far as the classes' defaults differ.
 """
@@ -187,3 +187,14 @@ def build(checkpoint: str, component: str) -> torch.nn.Module:
     """Return one component at full size on the meta device."""
     with torch.device("meta"):
         return _CHECKPOINTS[checkpoint][component]().eval().requires_grad_(requires_grad=False)
+
+
+def make(checkpoint: str, component: str, *, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    """Return one component at full size with random weights, made where it is to be: gigabytes never travel."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return _CHECKPOINTS[checkpoint][component]().eval().requires_grad_(requires_grad=False)
+    finally:
+        torch.set_default_dtype(before)

@@ -67,20 +67,20 @@ def save_tiny_flux(folder: Path, *, guidance_embeds: bool, in_channels: int = 16
         text_encoder=_clip(CLIPTextModel, _CLIP_WIDTHS[0]),
         tokenizer=clip_tokenizer(),
         text_encoder_2=_t5(),
-        tokenizer_2=_t5_tokenizer(),
+        tokenizer_2=t5_tokenizer(),
         transformer=_lively(transformer),
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
     return folder
 
 
-def save_tiny_sd3(folder: Path, *, use_dynamic_shifting: bool = False, seed: int = 0) -> Path:
-    """Save a random SD 3.5 to `folder` and return the folder."""
+def save_tiny_sd3(folder: Path, *, use_dynamic_shifting: bool = False, channels: int = 4, seed: int = 0) -> Path:
+    """Save a random SD 3.5 to `folder` and return the folder; diffusers inpaints with 16 latent channels only."""
     torch.manual_seed(seed)
     transformer = SD3Transformer2DModel(
         sample_size=SIZE_PX // 2,
-        in_channels=4,
-        out_channels=4,
+        in_channels=channels,
+        out_channels=channels,
         num_layers=2,
         attention_head_dim=16,
         num_attention_heads=2,
@@ -94,27 +94,27 @@ def save_tiny_sd3(folder: Path, *, use_dynamic_shifting: bool = False, seed: int
     shifting = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64}
     pipeline = StableDiffusion3Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, **(shifting if use_dynamic_shifting else {})),
-        vae=_vae(),
+        vae=_vae(channels),
         text_encoder=_clip(CLIPTextModelWithProjection, _CLIP_WIDTHS[0]),
         tokenizer=clip_tokenizer(),
         text_encoder_2=_clip(CLIPTextModelWithProjection, _CLIP_WIDTHS[1]),
         tokenizer_2=clip_tokenizer(pad_token="!"),
         text_encoder_3=_t5(),
-        tokenizer_3=_t5_tokenizer(),
+        tokenizer_3=t5_tokenizer(),
         transformer=_lively(transformer),
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
     return folder
 
 
-def _vae() -> AutoencoderKL:
+def _vae(channels: int = 4) -> AutoencoderKL:
     """Return a VAE as flow models have it: shifted latents, no quantising convolutions."""
     return AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
         up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=channels,
         norm_num_groups=4,
         sample_size=SIZE_PX,
         scaling_factor=0.3611,
@@ -143,7 +143,7 @@ def _clip(cls: type[_ClipT], width: int) -> _ClipT:
 
 def _t5() -> T5EncoderModel:
     config = T5Config(
-        vocab_size=len(_t5_tokenizer()),
+        vocab_size=len(t5_tokenizer()),
         d_model=_T5_WIDTH,
         d_kv=8,
         d_ff=32,
@@ -157,7 +157,7 @@ def _t5() -> T5EncoderModel:
     return _lively(T5EncoderModel(config))
 
 
-def _t5_tokenizer() -> T5Tokenizer:
+def t5_tokenizer() -> T5Tokenizer:
     """Return a unigram tokenizer of letters and a few words."""
     words = [("▁", -2.0), ("▁a", -3.0), ("▁red", -4.0), ("▁circle", -4.0)]
     letters = [(chr(code), -6.0) for code in range(33, 127)]
