@@ -9,7 +9,7 @@ diffusers' own scheduler is run once, on random probes, and read off. What is no
     schedules.py  the run read off as a table, checked on numbers the fit has not seen, and kept
     noise.py      the noise of a run, from its generator or its Brownian tree
     histories.py  the latents of all runs of a lane, advanced at once
-    own_steps.py  one run by the scheduler's own step, where there is no table or latents are edited
+    own_steps.py  one run by the scheduler's own step, where there is no table
 
 This package knows tensors and schedulers, but no models, seats or lanes.
 """

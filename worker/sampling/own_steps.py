@@ -1,4 +1,4 @@
-"""One run by its scheduler's own `step`: for samplers that clip or threshold, and for latents edited on the way.
+"""One run by its scheduler's own `step`: for models whose config has samplers clip or threshold (`clip_sample`).
 
 Costs one scheduler call per seat and step, where a table costs a row of a product; hence only where there is no table.
 """

@@ -1,8 +1,8 @@
 """Tables of weights, read off a scheduler's runs on probes and checked on probes that the fit has not seen.
 
-Two fits are tried. The free one gives every call latents of its own, so that its weights hold whatever happens to the
-latents between calls. Where a scheduler remembers what its own outputs cannot be seen in, a fit on its own unbroken run
-may still explain it: such a table holds as long as nobody edits the latents.
+Two fits are tried. The free one gives every call latents of its own, so that only one set of weights explains it. Where
+a scheduler remembers what cannot be seen in its outputs (UniPC, PLMS, SA-Solver), a fit on its own unbroken run may
+still explain it.
 """
 
 from __future__ import annotations
@@ -65,15 +65,13 @@ class Schedule:
     """What a scheduler does in a run of `len(schedule)` model calls, as data.
 
     `weights[i]` multiplies x[i] … x[i-3], m[i] … m[i-3] and the noise of call i, and gives x[i+1]. They are None where
-    the scheduler clips or thresholds: then, and where latents are edited between calls but `holds_when_edited` is not
-    true, the run needs the scheduler's own steps (OwnSteps).
+    the model's config has the scheduler clip or threshold: then the run needs the scheduler's own steps (OwnSteps).
     """
 
     spec: RunSpec
     timesteps: NDArray[np.float64]  # [calls]
     input_scale: NDArray[np.float64]  # [calls], the model sees input_scale[i] * x[i]
     weights: NDArray[np.float64] | None  # [calls, 9]
-    holds_when_edited: bool
     draws_noise: tuple[bool, ...]  # [calls], whether diffusers draws, be the weight zero or not
     brownian: BrownianPath | None  # where the noise comes from, if not from the generator
     init_noise_sigma: float  # what the noise is multiplied with when a run starts from noise alone
@@ -132,8 +130,7 @@ def _tabulate(spec: RunSpec) -> Schedule:
         prepared = spec.prepare()
         run = _finite(probe(prepared, free=True))
         weights, residual = _fit_free(run)
-        holds_when_edited = residual <= MAX_RESIDUAL
-        if not holds_when_edited:
+        if residual > MAX_RESIDUAL:
             chain = _finite(probe(spec.prepare(), free=False))
             weights, residual = min((weights, residual), _fit_chain(chain), key=lambda fit: fit[1])
     except DrawsTwiceError:
@@ -145,7 +142,6 @@ def _tabulate(spec: RunSpec) -> Schedule:
         timesteps=run.timesteps,
         input_scale=run.input_scale,
         weights=weights if residual <= MAX_RESIDUAL else None,
-        holds_when_edited=holds_when_edited,
         draws_noise=run.draws_noise,
         brownian=run.brownian,
         init_noise_sigma=prepared.init_noise_sigma,

@@ -22,8 +22,8 @@ STEPS = 12
 def table(group):
     """Return the lines of one group: each sampler once, with its spacings."""
     lines = [
-        "| name | and with | A1111 | diffusers class | calls per step | noise | when edited | residual |",
-        "|---|---|---|---|---|---|---|---|",
+        "| name | and with | A1111 | diffusers class | calls per step | noise | residual |",
+        "|---|---|---|---|---|---|---|",
     ]
     samplers = [row for row in schedulers_of(group) if row.a1111_schedule == "Automatic"]
     for row in samplers:
@@ -39,7 +39,6 @@ def table(group):
             row.diffusers_class,
             str(round(len(schedule) / STEPS)),
             noise,
-            "table" if schedule.holds_when_edited else "own steps",
             "< 1e-8" if schedule.residual < 1e-8 else "< 1e-6",
         ]
         lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |"))

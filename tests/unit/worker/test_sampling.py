@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farm.errors import RenderFailed
-from farm.schedulers import SCHEDULERS, find_scheduler, schedulers_of
+from farm.schedulers import SCHEDULERS, find_scheduler
 from worker.sampling import (
     MAX_RESIDUAL,
     Histories,
@@ -120,12 +120,12 @@ class Reference:
 
 
 def edited(latents, edits, call):
-    """Return latents with some of their numbers replaced, as inpainting does, where there are edits."""
-    return latents if edits is None else torch.where(edits[call] > 0.8, edits[call] * 3, latents)
+    """Return latents with some of their numbers replaced, always the same ones, as inpainting does; or as they are."""
+    return latents if edits is None else torch.where(edits[0] > 0.8, edits[call] * 3, latents)
 
 
 class Runner:
-    """A run by table or, where the table does not hold, by own steps, in a slot of shared histories."""
+    """A run by table or, where there is none, by own steps, in a slot of shared histories."""
 
     def __init__(self, histories, slot, schedule, *, seed, image=None, edits=None):
         self.histories, self.slot, self.schedule = histories, slot, schedule
@@ -133,8 +133,7 @@ class Runner:
         self.generator = torch.Generator("cpu").manual_seed(seed)
         self.initial_noise = draw_noise(self.generator, SHAPE)
         self.noise = NoiseSource(schedule, self.generator, SHAPE, seed=seed)
-        holds = schedule.weights is not None and (schedule.holds_when_edited or edits is None)
-        self.own_steps = None if holds else OwnSteps(schedule, SHAPE, seed=seed)
+        self.own_steps = OwnSteps(schedule, SHAPE, seed=seed) if schedule.weights is None else None
         first = self.initial_noise * schedule.init_noise_sigma
         if image is not None:
             first = schedule.start[0] * image + schedule.start[1] * self.initial_noise
@@ -252,15 +251,6 @@ def test_zero_terminal_snr(name):
     assert_close(runner.latents, trace[-1], name)
 
 
-def test_most_tables_hold_when_latents_are_edited():
-    """Only samplers that remember what their outputs cannot show need their own steps when inpainting."""
-    forgetful = set()
-    for row in (row for row in schedulers_of("diffusion") if row.a1111_schedule == "Automatic"):
-        if not schedule_for(row, SD15, 12).holds_when_edited:
-            forgetful.add(row.name)
-    assert forgetful == {"unipc", "pndm", "sa_solver"}
-
-
 def test_a_first_timestep_that_two_steps_share_is_the_first_step():
     """Where diffusers' text-to-image loop runs off the end, the run begins at its beginning and has all its steps."""
     row = find_scheduler("dpmpp_2m_beta")
@@ -289,7 +279,6 @@ def test_samplers_that_clip_use_their_own_steps(name, extra, is_edited):
     edits = torch.rand((20, 1, *SHAPE), generator=torch.Generator("cpu").manual_seed(1)) if is_edited else None
     schedule = schedule_for(row, SD15 | extra, 9, first_step=2)
     assert schedule.weights is None
-    assert not schedule.holds_when_edited
     trace, _ = Reference(row, SD15 | extra, 9, 2, seed=seed).run(image, edits)
     own, generator, latents = OwnSteps(schedule, SHAPE, seed=seed), torch.Generator("cpu").manual_seed(seed), trace[0]
     draw_noise(generator, SHAPE)
