@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     PNDMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -91,6 +92,17 @@ def save_tiny_sdxl(folder: Path, *, force_zeros: bool = True, seed: int = 0, **u
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+def save_tiny_controlnet(unet: UNet2DConditionModel, folder: Path, *, seed: int, **config: Any) -> None:
+    """Save a ControlNet for `unet` that, unlike one that has learned nothing yet, does something."""
+    torch.manual_seed(seed)
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8))
+    for parameter in net.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.3)
+    net.register_to_config(**config)
+    net.save_pretrained(folder)
 
 
 def _scheduler(prediction_type: str) -> PNDMScheduler:

@@ -7,15 +7,15 @@ from dataclasses import replace
 import diffusers
 import pytest
 import torch
-from parity import BROWNIAN_WARNING, units_of
-from picture_parity import PictureStudio, mask, picture
 from PIL import Image
 
 from farm.catalog import ControlNetRow
 from farm.errors import RenderFailed
 from farm.jobs import ControlNet, Reproducibility
 from farm.schedulers import find_scheduler, schedulers_of
-from tiny_models import SIZE_PX, save_tiny_sd15, save_tiny_sdxl, tiny_row, tiny_unit
+from parity import BROWNIAN_WARNING, units_of
+from picture_parity import PictureStudio, mask, picture
+from tiny_models import SIZE_PX, save_tiny_controlnet, save_tiny_sd15, save_tiny_sdxl, tiny_row, tiny_unit
 from worker.pipelines.base import Inputs
 from worker.pipelines.loading import load_pipeline
 
@@ -81,17 +81,6 @@ class ControlStudio(PictureStudio):
             "control_guidance_start": [net.guidance_start for net in unit.controlnets],
             "control_guidance_end": [net.guidance_end for net in unit.controlnets],
         }
-
-
-def save_tiny_controlnet(unet, folder, *, seed, **config):
-    """Save a ControlNet for `unet` that, unlike one that has learned nothing yet, does something."""
-    torch.manual_seed(seed)
-    net = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8))
-    for parameter in net.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.3)
-    net.register_to_config(**config)
-    net.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
