@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 MAX_WEIGHT: Final = 100.0
@@ -20,13 +21,14 @@ _LEXEME: Final = re.compile(
     r"""
       \\(?P<escaped>[()\[\]\\]?)                                      # a backslash before anything else just goes
     | (?P<open>[(\[])
-    | :\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)
+    | :\s*(?P<number>[+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)
     | (?P<close>[)\]])
     | (?P<words>[^\\()\[\]:]+|:)
     """,
     re.VERBOSE | re.ASCII,
 )
-_BREAK: Final = re.compile(r"\s*\bBREAK\b\s*")
+# Begins where the blanks begin: to try it at each of thousands of blanks takes seconds.
+_BREAK: Final = re.compile(r"(?<!\s)\s*\bBREAK\b\s*")
 
 
 class Piece(NamedTuple):
@@ -45,6 +47,7 @@ class _Bracket:
     end: int | None = None
 
 
+@lru_cache(maxsize=256)
 def parse_weights(prompt: str) -> tuple[tuple[Piece, ...], ...]:
     """Return the sections of `prompt` between BREAKs, each a row of pieces; neighbours differ in weight.
 
