@@ -15,7 +15,7 @@ import torch
 from farm.errors import RenderFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Hashable, Mapping
 
     from farm.catalog import Family
     from farm.prompts import Lora
@@ -36,7 +36,7 @@ class LoraPatch:
         self._before: dict[Any, torch.Tensor] = {}  # weights as they were, by module: a module may have two names
         self.current: tuple[Lora, ...] = ()
         self.hashes: dict[str, str] = {}  # sha256 by name, of the current ones
-        self.text_key: tuple[Lora, ...] = ()  # those of the current ones that change what words become
+        self.text_key: Hashable = ()  # files and weights of the current ones that change what words become
 
     def apply(self, loras: tuple[Lora, ...]) -> None:
         """Put exactly `loras` into the weights.
@@ -57,7 +57,9 @@ class LoraPatch:
             raise
         self.current = loras
         self.hashes = {lora.name: file.sha256 for lora, file in weights}
-        self.text_key = tuple(lora for lora, file in weights if any(part not in _DENOISERS for part in file.layers))
+        self.text_key = tuple(
+            (file.sha256, lora.weight) for lora, file in weights if any(part not in _DENOISERS for part in file.layers)
+        )
 
     def _check(self, lora: Lora, file: LoraWeights) -> None:
         """Raise RenderFailed unless every layer of `file` fits a module of this model."""

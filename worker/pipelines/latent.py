@@ -21,7 +21,7 @@ from worker.sampling import TimestepOptions
 from worker.text.cache import EmbeddingCache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -116,7 +116,7 @@ class LatentModel(ABC):
         return {} if self._patch is None else self._patch.hashes
 
     @property
-    def text_adapters(self) -> tuple[Lora, ...]:
+    def text_adapters(self) -> Hashable:
         """The LoRAs that change what words become at the moment: a part of any key that embeddings are kept under."""
         return () if self._patch is None else self._patch.text_key
 

@@ -159,6 +159,19 @@ def test_units_with_and_without_share_a_worker(ours, tiny_folder, folder):
         assert float((image - by_diffusers(tiny_folder, folder, unit)).abs().max()) <= MAX_DIFFERENCE, unit
 
 
+def test_a_file_that_was_replaced_is_read_anew(tiny_folder, reference, tmp_path):
+    """After others were rendered, a new file of the old name makes its own picture, words included."""
+    save_peft_lora(reference, tmp_path / "style.safetensors", seed=1)
+    pipeline = open_model(tiny_folder, LoraLibrary(Catalog(), tmp_path, fetch=never))
+    unit = tiny_unit(loras=(STYLE,))
+    images = render(pipeline, [unit, tiny_unit(index=1)], max_batch=1)
+    save_peft_lora(reference, tmp_path / "style.safetensors", seed=7, alpha=6.0)
+    (image,) = render(pipeline, [unit])
+    (expected,) = render(open_model(tiny_folder, LoraLibrary(Catalog(), tmp_path, fetch=never)), [unit])
+    assert torch.equal(image, expected)
+    assert not torch.equal(image, images[0])
+
+
 def test_weights_come_back_to_the_last_bit(ours):
     """After any LoRAs the base weights are what they were."""
     before = {name: tensor.clone() for name, tensor in ours._unet.state_dict().items()}
