@@ -284,7 +284,7 @@ class Engine:
             dtype=str(pipeline.dtype).removeprefix("torch."),
             warnings=(*seat.warnings, *finished.warnings),
             lora_hashes=dict(pipeline.lora_hashes),
-            embedding_hashes=seat.embedding_hashes,
+            inversion_hashes=seat.inversion_hashes,
             approximations=pipeline.approximations,
             upscaled=finished.upscaled,
             upscaler_hash=finished.upscaler_hash,

@@ -73,7 +73,7 @@ def recipe_of(unit: Unit, rendered: Rendered, file: FileKind = "image") -> Recip
         file=file,
         model_sha256=rendered.model_hash,
         lora_sha256=dict(rendered.lora_hashes),
-        embedding_sha256=dict(rendered.embedding_hashes),
+        inversion_sha256=dict(rendered.inversion_hashes),
         device=rendered.device,
         dtype=rendered.dtype,
         upscaler_sha256=rendered.upscaler_hash if file == "upscaled" else "",

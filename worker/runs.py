@@ -49,11 +49,9 @@ class Runs:
             timestep_options=pipeline.timestep_options(steps, unit.height, unit.width),
         )
         encoded = pipeline.encode(unit, seat.inputs)
-        seat.conditioning, seat.form, seat.embedding_hashes = (
-            encoded.conditioning,
-            encoded.form,
-            encoded.embedding_hashes,
-        )
+        seat.conditioning = encoded.conditioning
+        seat.form = encoded.form
+        seat.inversion_hashes = encoded.inversion_hashes
         seat.warnings += encoded.warnings
         self.restart(pipeline, seat)
 

@@ -115,7 +115,7 @@ class Rendered:
     dtype: str
     warnings: tuple[str, ...]
     lora_hashes: Mapping[str, str] = field(default_factory=dict)  # sha256 of the files, hex, by name
-    embedding_hashes: Mapping[str, str] = field(default_factory=dict)  # likewise, of textual inversions
+    inversion_hashes: Mapping[str, str] = field(default_factory=dict)  # likewise, of textual inversions
     approximations: tuple[str, ...] = ()  # what the memory plan changes in the picture
     upscaled: np.ndarray | None = None  # uint8 [factor * h, factor * w, 3], where a model enlarged it
     upscaler_hash: str = ""  # sha256 of that model's file, hex
@@ -141,7 +141,7 @@ class Seat:
     generator: torch.Generator = field(init=False, repr=False)
     conditioning: object = field(default=None, repr=False)
     form: Hashable = None
-    embedding_hashes: Mapping[str, str] = field(default_factory=dict)
+    inversion_hashes: Mapping[str, str] = field(default_factory=dict)
     noise: NoiseSource = field(init=False, repr=False)
     known: Known | None = field(default=None, repr=False)  # what inpainting keeps
     channels: torch.Tensor | None = field(default=None, repr=False)  # what the denoiser takes beside the latents

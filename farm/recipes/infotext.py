@@ -90,7 +90,7 @@ def _parameters(recipe: Recipe) -> Iterator[tuple[str, object]]:
 
 def _file_hashes(recipe: Recipe) -> Iterator[tuple[str, object]]:
     """Yield what tells apart files of one name."""
-    for label, sha256 in (("Lora hashes", recipe.lora_sha256), ("TI hashes", recipe.embedding_sha256)):
+    for label, sha256 in (("Lora hashes", recipe.lora_sha256), ("TI hashes", recipe.inversion_sha256)):
         if sha256:
             yield label, ", ".join(f"{name}: {digest[:_SHORT_LORA_HASH]}" for name, digest in sha256.items())
 

@@ -32,7 +32,7 @@ class Recipe(Picture):
     file: FileKind = "image"
     model_sha256: str
     lora_sha256: Mapping[str, str] = field(default_factory=dict)  # by name; of the files, as far as known
-    embedding_sha256: Mapping[str, str] = field(default_factory=dict)  # likewise, of textual inversions
+    inversion_sha256: Mapping[str, str] = field(default_factory=dict)  # likewise, of textual inversions
     device: str  # its kind
     dtype: str
     upscaler_sha256: str = ""  # of an upscaler's file, where one made this file

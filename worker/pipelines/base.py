@@ -46,7 +46,7 @@ class Encoded(NamedTuple):
     conditioning: object  # the engine only carries it
     form: Hashable = None  # what rows must have in common, beyond the batch key, to share a forward
     warnings: tuple[str, ...] = ()  # remarks for the user
-    embedding_hashes: Mapping[str, str] = {}  # sha256 of the textual inversions that the words named, hex, by name
+    inversion_hashes: Mapping[str, str] = {}  # sha256 of the textual inversions that the words named, hex, by name
 
 
 class Ride(NamedTuple):

@@ -49,10 +49,6 @@ class Placement:
         self.device = device
         self._visiting: set[str] = set()
 
-    def dtype_of(self, name: str) -> torch.dtype:
-        """Return what a component computes in: the precision of its inputs."""
-        return load_dtype(self.plan, name)
-
     @contextmanager
     def on_device(self, *names: str) -> Iterator[None]:
         """Have these components on the device while the context is open; nothing happens for those that live there.

@@ -45,4 +45,4 @@ class Sd15Pipeline(UnetModel):
             negative=Words(texts.negative[0].states) if texts.negative else None,
             controls=self.controls_of(unit, inputs),
         )
-        return Encoded(conditioning, form_of(texts, conditioning), texts.warnings, texts.embedding_hashes)
+        return Encoded(conditioning, form_of(texts, conditioning), texts.warnings, texts.inversion_hashes)

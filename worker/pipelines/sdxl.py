@@ -69,7 +69,7 @@ class SdxlPipeline(UnetModel):
             pooled = torch.zeros_like(prompt.added["text_embeds"])
             negative = Words(torch.zeros_like(prompt.states), {**prompt.added, "text_embeds": pooled})
         conditioning = Conditioning(prompt, negative, self.controls_of(unit, inputs))
-        return Encoded(conditioning, form_of(texts, conditioning), texts.warnings, texts.embedding_hashes)
+        return Encoded(conditioning, form_of(texts, conditioning), texts.warnings, texts.inversion_hashes)
 
 
 def _time_ids(height: int, width: int) -> tuple[int, ...]:

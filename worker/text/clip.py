@@ -39,7 +39,7 @@ class ClipEncoding:
     pooled: torch.Tensor
     num_chunks: int
     warnings: tuple[str, ...] = ()
-    embedding_hashes: Mapping[str, str] = field(default_factory=dict)  # sha256 of textual inversions, by name
+    inversion_hashes: Mapping[str, str] = field(default_factory=dict)  # sha256 of textual inversions, by name
 
     @property
     def num_bytes(self) -> int:
@@ -53,7 +53,7 @@ class EncodedTexts(NamedTuple):
     prompt: tuple[ClipEncoding, ...]
     negative: tuple[ClipEncoding, ...] | None
     warnings: tuple[str, ...]  # for the user, each beginning with the name of a field
-    embedding_hashes: Mapping[str, str]  # sha256 of the textual inversions in either text, by name
+    inversion_hashes: Mapping[str, str]  # sha256 of the textual inversions in either text, by name
 
     @property
     def num_chunks(self) -> int:
@@ -147,7 +147,7 @@ class ClipText:
             pooled=encoded[0][1],
             num_chunks=len(chunks),
             warnings=warnings,
-            embedding_hashes=reading.embedding_hashes,
+            inversion_hashes=reading.inversion_hashes,
         )
 
     def _tokenize(self, part: Part) -> list[tuple[Token, ...]]:
@@ -256,6 +256,6 @@ def encode_texts(
         name: digest
         for encodings in encoded.values()
         for encoding in encodings
-        for name, digest in encoding.embedding_hashes.items()
+        for name, digest in encoding.inversion_hashes.items()
     }
     return EncodedTexts(encoded["prompt"], encoded.get("negative_prompt"), tuple(warnings), hashes)

@@ -34,7 +34,7 @@ class Reading(NamedTuple):
         return tuple(inversion.version for inversion in self._inversions)
 
     @property
-    def embedding_hashes(self) -> Mapping[str, str]:
+    def inversion_hashes(self) -> Mapping[str, str]:
         """The sha256 of those files, hex, by the words that name them."""
         return {inversion.version.path.stem: inversion.sha256 for inversion in self._inversions}
 

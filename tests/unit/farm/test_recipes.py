@@ -82,7 +82,7 @@ recipes = st.builds(
     file=st.sampled_from(["image", "thumbnail", "upscaled"]),
     model_sha256=st.just(SHA256),
     lora_sha256=st.dictionaries(st.sampled_from(["a", "styles/b c"]), st.just(SHA256)),
-    embedding_sha256=st.dictionaries(st.sampled_from(["easy", "bad hands"]), st.just(SHA256)),
+    inversion_sha256=st.dictionaries(st.sampled_from(["easy", "bad hands"]), st.just(SHA256)),
     approximations=st.lists(st.text(max_size=9), max_size=2).map(tuple),
     batch_shape=st.none() | st.integers(1, 64),
     nsfw=st.none() | st.booleans(),
@@ -219,7 +219,7 @@ def test_infotext_tells_all_that_a_picture_may_have():
         clip_skip=1,
         loras=(Lora("ink", 0.8), Lora("pen", -1.0)),
         lora_sha256={"ink": SHA256, "pen": SHA256[::-1]},
-        embedding_sha256={"easy": SHA256},
+        inversion_sha256={"easy": SHA256},
         hires=Hires(128, 96, 0.55, 10, "latent"),
         controlnets=(ControlNet("canny", "uploads/edges.png", 0.5, 0.0, 0.75),),
     )

@@ -128,7 +128,6 @@ def test_a_resident_float32_plan_changes_nothing():
         assert [parameter.data_ptr() for parameter in model.parameters()] == before
         assert torch.equal(run_unet(model), expected)
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    assert placed.dtype_of("unet") is torch.float32
 
 
 @pytest.mark.parametrize(("name", "make", "run"), [("unet", unet, run_unet), ("transformer", flux, run_flux)])

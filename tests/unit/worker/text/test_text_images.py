@@ -144,7 +144,7 @@ def test_recipes_hear_of_the_embeddings_that_were_used(tmp_path):
         name: hashlib.sha256((folder / "embeddings" / f"{name}.safetensors").read_bytes()).hexdigest()
         for name in ("easy", "night")
     }
-    assert with_two.embedding_hashes == digests
-    assert with_none.embedding_hashes == {}
+    assert with_two.inversion_hashes == digests
+    assert with_none.inversion_hashes == {}
     recipe = recipe_of(units[0], with_two, "image")
-    assert recipe.embedding_sha256 == digests
+    assert recipe.inversion_sha256 == digests
