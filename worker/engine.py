@@ -383,7 +383,8 @@ class Engine:
         pipeline = self._residents.get(lane.key.model)
         for seat in lane.seated:
             seat.warnings.append(f"out of memory: rendered anew at a batch shape of {lane.cap}")
-            self._runs.restart(pipeline, seat)
+            # Starts that encode pictures may run out of memory as well.
+            self._attempt(lane, [seat], lambda seats: self._runs.restart(pipeline, seats[0]))
 
     def _fail(self, seats: list[Seat], error: Exception) -> None:
         error = as_ours(error)

@@ -52,7 +52,7 @@ class Runs:
         seat.conditioning = encoded.conditioning
         seat.form = encoded.form
         seat.inversion_hashes = encoded.inversion_hashes
-        seat.warnings += encoded.warnings
+        seat.warnings += [warning for warning in encoded.warnings if warning not in seat.warnings]  # of an earlier pass
         self.restart(pipeline, seat)
 
     def restart(self, pipeline: Pipeline, seat: Seat) -> None:

@@ -19,7 +19,7 @@ from farm.prompts import Lora
 from farm.schedulers import schedulers_of
 from tiny_models import SIZE_PX, tiny_unit
 from worker.engine import Engine
-from worker.pipelines.base import Encoded
+from worker.pipelines.base import Encoded, Inputs
 from worker.sampling import TimestepOptions
 from worker.seat import EngineStopped, Rendered, UnitCancelled
 
@@ -410,6 +410,36 @@ def test_invariant_lane_out_of_memory_begins_anew_at_half_its_shape():
     assert "batch shape of 2" in image.warnings[0]
     (small,) = render(FakePipeline(), [tiny_unit(reproducibility=INVARIANT, num_inference_steps=4)], max_batch=2)
     assert small.pixels.tobytes() == image.pixels.tobytes()
+
+
+def test_out_of_memory_while_beginning_anew_costs_that_unit_alone():
+    """Who starts from a picture, and cannot encode it a second time, fails; its neighbours and the thread go on."""
+    pipeline = FakePipeline()
+    encode_image = pipeline.encode_image
+    engine = Engine(lambda _: pipeline, max_batch=4)
+    picture = Inputs(image=np.zeros((16, 16, 3), np.uint8))
+    units = numbered(2, reproducibility=INVARIANT, num_inference_steps=4)
+    futures = [engine.submit(units[0], picture), engine.submit(units[1])]
+    make_passes(engine, 2)
+    pipeline.memory_rows = 3
+
+    def encode_nothing(image, generator):
+        raise torch.OutOfMemoryError("no memory for a picture")
+
+    pipeline.encode_image = encode_nothing
+    make_passes(engine, 1)
+    pipeline.encode_image = encode_image
+    make_passes(engine)
+    assert isinstance(futures[0].exception(), RenderFailed)
+    assert futures[1].result().timings.batch_shape == 2
+
+
+def test_a_warning_is_given_once_though_both_passes_have_it():
+    """What is remarked on words that are encoded for each pass stands in the recipe once."""
+    pipeline = FakePipeline()
+    pipeline.encode = lambda unit, inputs: Encoded(unit.prompt, warnings=("prompt is too long",))
+    (image,) = render(pipeline, [tiny_unit(hires=Hires(32, 32, 0.7, 3, "latent"))])
+    assert image.warnings == ("prompt is too long",)
 
 
 @pytest.mark.parametrize(("flaw", "words"), [(torch.nan, "NaN"), (0.0, "all black")])
