@@ -5,10 +5,9 @@ import time
 import pytest
 
 import servers
-from farm.catalog import Catalog
+from expanded_jobs import expanded_job
 from farm.errors import IdempotencyConflict, LedgerDown, QueueFull, UnknownJob
-from farm.expand import expand
-from farm.jobs import Hint, JobSpec, JobState, UnitState, new_job_id
+from farm.jobs import Hint, JobState, UnitState
 from farm.ledger import Ledger, WorkerReport
 from farm.settings import Settings
 
@@ -40,18 +39,8 @@ def ledger(redis_url, clock):
 
 
 def job_of(clock=time.time, *, tenant="default", **fields):
-    """Expand a job for the model that ships."""
-    spec = JobSpec.model_validate({"model": "scenes", "prompts": ["a red circle"], "seed": 1, **fields})
-    return expand(
-        spec,
-        Catalog().row("scenes"),
-        job_id=new_job_id(),
-        tenant=tenant,
-        created_at=clock(),
-        drawn_seed=0,
-        max_prompts=10_000,
-        max_images=10_000_000,
-    )
+    """Expand a job at the time that `clock` tells."""
+    return expanded_job(created_at=clock(), tenant=tenant, **fields)
 
 
 def report(name, *, max_batch=4, models=("scenes",), steps=0, seat_steps=0):

@@ -7,9 +7,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from farm.catalog import Catalog
-from farm.expand import expand
-from farm.jobs import JobSpec, UnitState, new_job_id
+from expanded_jobs import expanded_job
+from farm.jobs import UnitState
 from farm.ledger import Ledger, WorkerReport
 from farm.settings import Settings
 
@@ -66,23 +65,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(prompts=st.integers(1, 3), images=st.integers(1, 3), tenant=st.sampled_from("xy"))
     def open_job(self, prompts, images, tenant) -> None:
-        spec = JobSpec.model_validate(
-            {
-                "model": "scenes",
-                "prompts": [f"p{i}" for i in range(prompts)],
-                "num_images_per_prompt": images,
-                "seed": 0,
-            }
-        )
-        job = expand(
-            spec,
-            Catalog().row("scenes"),
-            job_id=new_job_id(),
+        job = expanded_job(
+            prompts=[f"p{i}" for i in range(prompts)],
+            num_images_per_prompt=images,
             tenant=tenant,
             created_at=self.now,
-            drawn_seed=0,
-            max_prompts=10,
-            max_images=100,
         )
         self.ledger.open(job)
         self.ledger.open(job) if prompts == 1 else None  # the reply was lost, the client's library repeats

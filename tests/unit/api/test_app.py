@@ -10,10 +10,9 @@ from api.job_examples import JOB_SPEC_BODY
 from api.problems import Problem
 from api.report_schemas import Model, Readiness, Throughput
 from api.schemas import Image, Job
+from expanded_jobs import expanded_job
 from farm.catalog import Catalog
 from farm.errors import Fatal
-from farm.expand import expand
-from farm.jobs import JobSpec
 from farm.settings import Settings
 
 
@@ -77,17 +76,7 @@ def test_all_references_of_the_document_lead_somewhere(document):
 def test_the_examples_of_bodies_are_jobs_that_would_be_accepted(name):
     """What the documentation shows can be sent."""
     example = JOB_SPEC_BODY["content"]["application/json"]["examples"][name]["value"]
-    spec = JobSpec.model_validate(example)
-    job = expand(
-        spec,
-        Catalog().row(spec.model),
-        job_id="job_x",
-        tenant="default",
-        created_at=0.0,
-        drawn_seed=1,
-        max_prompts=10,
-        max_images=10,
-    )
+    job = expanded_job(row=Catalog().row(example["model"]), **example)
     assert job.header.total > 0
 
 

@@ -9,10 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from farm.catalog import Catalog
+from expanded_jobs import expanded_job
 from farm.errors import Fatal, ModelBroken, RenderFailed, StorageDown
-from farm.expand import expand
-from farm.jobs import Hint, JobSpec, JobState, UnitState, new_job_id
+from farm.jobs import Hint, JobState, UnitState
 from farm.ledger import Ledger, WorkerReport
 from farm.recipes import read_recipe
 from farm.settings import Settings
@@ -140,19 +139,7 @@ def renderer(ledger, engine, store):
 
 def open_job(ledger, images=1, **fields):
     """Open a job and hand its units out; return its id and hints."""
-    spec = JobSpec.model_validate(
-        {"model": "scenes", "prompts": ["a red circle"], "seed": 1, "num_images_per_prompt": images, **fields}
-    )
-    job = expand(
-        spec,
-        Catalog().row("scenes"),
-        job_id=new_job_id(),
-        tenant="default",
-        created_at=time.time(),
-        drawn_seed=0,
-        max_prompts=10,
-        max_images=100,
-    )
+    job = expanded_job(num_images_per_prompt=images, **fields)
     ledger.open(job)
     ledger.report(
         WorkerReport(name=ME, node="here:cpu0", pid=1, device="cpu", models=("scenes",), max_batch=32, started_at=0)

@@ -7,9 +7,8 @@ import time
 
 import pytest
 
-from farm.catalog import Catalog
-from farm.expand import expand
-from farm.jobs import JobSpec, UnitState, new_job_id
+from expanded_jobs import expanded_job
+from farm.jobs import UnitState
 from farm.ledger import Ledger, WorkerReport
 from farm.queue import make_celery, queue_length
 from farm.settings import Settings
@@ -78,18 +77,7 @@ class Worker:
 
     def open_job(self, images):
         """Open a job; return its id."""
-        spec = JobSpec.model_validate({"model": "scenes", "prompts": ["x"], "num_images_per_prompt": images, "seed": 1})
-        job = expand(
-            spec,
-            Catalog().row("scenes"),
-            job_id=new_job_id(),
-            tenant="default",
-            created_at=time.time(),
-            drawn_seed=0,
-            max_prompts=10,
-            max_images=100,
-        )
-        return self.ledger.open(job).id
+        return self.ledger.open(expanded_job(num_images_per_prompt=images)).id
 
     def tick(self, seconds):
         """Let time pass for Redis and for us."""
