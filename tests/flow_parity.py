@@ -165,7 +165,7 @@ def _take_what_pipelines_give(scheduler: Any) -> None:
             if hasattr(scheduler, "add_noise"):
                 noisy: torch.Tensor = scheduler.add_noise(sample, noise, timestep)
                 return noisy
-            sigma = timestep.view(-1, 1, 1, 1) / 1000
+            sigma = timestep.view(-1, *[1] * (sample.dim() - 1)) / 1000
             return sigma * noise + (1 - sigma) * sample
 
         scheduler.scale_noise = scale_noise
