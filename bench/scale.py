@@ -47,7 +47,18 @@ WHAT_IS_SIMULATED = (
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as a table in Markdown."""
-    head = ("cards", "offered", "images/s", "GPU idle", "lost", "refill p95", "p99", "Redis CPU", "commands", "cores")
+    head = (
+        "cards",
+        "offered",
+        "images/s",
+        "GPU idle",
+        "lost",
+        "refill p95",
+        "p99",
+        "Redis CPU",
+        "commands",
+        "cores: ours + others",
+    )
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
         gpu, redis, waits = row["gpu"], row["redis"], row["feed_latency_ms"]
@@ -61,7 +72,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{waits['p99']:.0f} ms",
             f"{redis['cpu_ms_per_image']:.2f} ms/image",
             f"{redis['commands_per_image']:.0f}/image",
-            f"{row['machine_cpu_share']:.0%} busy",
+            f"{row['own_cpu_share']:.0%} + {row['machine_cpu_share'] - row['own_cpu_share']:.0%}",
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -102,6 +102,7 @@ class RedisSample:
     input_bytes: int
     output_bytes: int
     aof_bytes: int
+    connections: int
     calls: Mapping[str, int]  # by command, those of scripts included
     used_s: Mapping[str, float]
 
@@ -115,6 +116,7 @@ class RedisSample:
             input_bytes=int(info["total_net_input_bytes"]),
             output_bytes=int(info["total_net_output_bytes"]),
             aof_bytes=int(info.get("aof_current_size", 0)),
+            connections=int(info["connected_clients"]),
             calls={name: int(stats[key]["calls"]) for key, name in names.items()},
             used_s={name: float(stats[key]["usec"]) / 1e6 for key, name in names.items()},
         )
@@ -133,6 +135,7 @@ class RedisFigures:
     input_bytes_per_image: float
     output_bytes_per_image: float
     aof_bytes_per_image: float
+    connections: int  # at the end
     per_image: dict[str, float]  # calls by command, the most frequent first
 
     @classmethod
@@ -141,7 +144,7 @@ class RedisFigures:
         calls = {name: count - before.calls.get(name, 0) for name, count in after.calls.items()}
         total, images = sum(calls.values()), max(1, images)
         cpu_s, took_s = after.cpu_s - before.cpu_s, after.at_s - before.at_s
-        often = sorted(calls, key=lambda name: -calls[name])[:16]
+        often = sorted(calls, key=lambda name: -calls[name])
         return cls(
             cpu_share=round(cpu_s / took_s, 3),
             cpu_ms_per_image=round(cpu_s / images * 1000, 3),
@@ -152,6 +155,7 @@ class RedisFigures:
             input_bytes_per_image=round((after.input_bytes - before.input_bytes) / images, 0),
             output_bytes_per_image=round((after.output_bytes - before.output_bytes) / images, 0),
             aof_bytes_per_image=round((after.aof_bytes - before.aof_bytes) / images, 0),
+            connections=after.connections,
             per_image={name: round(calls[name] / images, 2) for name in often if calls[name]},
         )
 

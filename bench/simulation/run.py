@@ -79,6 +79,15 @@ class Moment:
     machine_s: float
 
 
+@dataclass(frozen=True)
+class Watched:
+    """What was seen while every card could be full: counters at both ends, and how long each status took."""
+
+    first: Moment
+    last: Moment
+    polls_s: list[float]
+
+
 def prompts(count: int, seed: int) -> list[str]:
     """Return so many different prompts."""
     draw = random.Random(seed)
@@ -97,27 +106,35 @@ def run(scenario: Scenario) -> dict[str, Any]:
         try:
             workers.start()
             idle = _idle(farm)
-            row = _render(farm, workers, scenario)
+            job, num_prompts = _post_job(farm, scenario)
+            accepted_bytes = _bytes_of(farm, f"farm:job:{job}*")
+            seen = _watch(farm, workers, scenario, job)
+            memory = _memory(farm, job, accepted_bytes, scenario.num_images, num_prompts)
+            retries = farm.ledger.job(job).retries
         finally:
             diaries = [json.loads(path.read_text()) for path in workers.stop()]
-        window: Window = row.pop("window")
         if len(diaries) < scenario.gpus:
             log = tail(farm.folder / "logs" / "workers.log")
             raise RuntimeError(f"{scenario.gpus - len(diaries)} workers left no diary:\n{log}")
-        waits = refill_latencies(diaries, window)
-        figures = gpu_figures(diaries, window, scenario.card, scenario.max_batch, dilation=scenario.dilation)
-        return {
-            "card": scenario.card.name,
-            "model": scenario.card.model,
-            "gpus": scenario.gpus,
-            "dilation": scenario.dilation,
-            "gpu": as_row(figures),
-            "feed_latency_ms": percentiles_ms(waits),
-            "seats_refilled_at_once": round(sum(wait == 0 for wait in waits) / max(1, len(waits)), 4),
-            "simulator_lateness_ms": percentiles_ms(late for diary in diaries for late in diary["lateness_s"]),
-            **row,
-            "idle_farm": idle,
-        }
+    window = Window(seen.first.at_s, seen.last.at_s)
+    waits = refill_latencies(diaries, window)
+    figures = gpu_figures(diaries, window, scenario.card, scenario.max_batch, dilation=scenario.dilation)
+    return {
+        "card": scenario.card.name,
+        "model": scenario.card.model,
+        "gpus": scenario.gpus,
+        "dilation": scenario.dilation,
+        "images": scenario.num_images,
+        "prompts": num_prompts,
+        "retries": retries,
+        "gpu": as_row(figures),
+        "feed_latency_ms": percentiles_ms(waits),
+        "seats_refilled_at_once": round(sum(wait == 0 for wait in waits) / max(1, len(waits)), 4),
+        "simulator_lateness_ms": percentiles_ms(late for diary in diaries for late in diary["lateness_s"]),
+        **_report(seen),
+        "memory": memory,
+        "idle_farm": idle,
+    }
 
 
 def post_large_job(num_prompts: int) -> dict[str, Any]:
@@ -146,15 +163,17 @@ def _idle(farm: Farm) -> dict[str, float]:
     before = _sample(farm)
     time.sleep(_IDLE_S)
     figures = RedisFigures.between(before, _sample(farm), images=1)
-    clients = int(farm.redis.info("clients")["connected_clients"])
-    return {"commands_per_s": figures.commands_per_s, "redis_cpu_share": figures.cpu_share, "connections": clients}
+    return {
+        "commands_per_s": figures.commands_per_s,
+        "redis_cpu_share": figures.cpu_share,
+        "connections": figures.connections,
+    }
 
 
-def _render(farm: Farm, workers: Workers, scenario: Scenario) -> dict[str, Any]:
-    """Send the job, watch it to its end, and measure meanwhile."""
+def _post_job(farm: Farm, scenario: Scenario) -> tuple[str, int]:
+    """Send the scenario's job; return its id and its number of distinct prompts."""
     total = scenario.num_images
     num_prompts = min(_MAX_PROMPTS, max(1, total // 10))
-    texts = prompts(num_prompts, scenario.seed)
     each, more = divmod(total, num_prompts)
     body = {
         "model": scenario.card.model,
@@ -162,64 +181,54 @@ def _render(farm: Farm, workers: Workers, scenario: Scenario) -> dict[str, Any]:
         "seed": scenario.seed,
         "priority": "bulk",
         "prompts": [
-            {"prompt": text, "num_images_per_prompt": each + (number < more)} for number, text in enumerate(texts)
+            {"prompt": text, "num_images_per_prompt": each + (number < more)}
+            for number, text in enumerate(prompts(num_prompts, scenario.seed))
         ],
     }
-    began = time.monotonic()
     answer = farm.api.post("/v1/jobs", json=body)
     answer.raise_for_status()
-    job = answer.json()["id"]
-    accepted_s, accepted_bytes = time.monotonic() - began, _bytes_of(farm, f"farm:job:{job}*")
-    polls: list[float] = []
-    first: Moment | None = None
-    last: Moment | None = None
-    while True:
-        asked = time.monotonic()
-        counts = _counts(farm, job)
-        polls.append(time.monotonic() - asked)
+    return answer.json()["id"], num_prompts
+
+
+def _watch(farm: Farm, workers: Workers, scenario: Scenario, job: str) -> Watched:
+    """Ask the API for the job's counts until every image is stored, as a client does, and read all counters."""
+    total, began = scenario.num_images, time.monotonic()
+    polls_s: list[float] = []
+    moments: list[Moment] = []
+    stored = 0
+    while stored < total:
+        time.sleep(_POLL_S)
+        asked_at = time.monotonic()
+        answer = farm.api.get(f"/v1/jobs/{job}")
+        polls_s.append(time.monotonic() - asked_at)
+        counts = answer.raise_for_status().json()["counts"]
+        stored = counts["stored"]
+        assert not counts["failed"] + counts["cancelled"], f"images are lost: {counts}"
         now = time.monotonic()
         if now - began >= scenario.warm_up_s and counts["queued"] > scenario.tail:
-            moment = Moment(now, counts["stored"], _sample(farm), workers.cpu_s(), cpu_s(farm.api_pid), machine_cpu_s())
-            first, last = first or moment, moment
-        done = counts["stored"] + counts["failed"] + counts["cancelled"]
-        if len(polls) % 5 == 0 or done == total:
-            print(f"  {now - began:6.0f} s  {counts['stored']:>9,} of {total:,} images stored", flush=True)
-        if done == total:
-            break
-        time.sleep(_POLL_S)
-    assert counts["stored"] == total, f"{counts} after the end"
-    status = farm.ledger.job(job)
-    assert first is not None, "the job was over before the warm-up"
-    assert last is not None
-    window = Window(first.at_s, last.at_s)
-    assert window.length_s >= _POLL_S, "the window is empty: more images, please"
-    images = last.stored - first.stored
-    redis = RedisFigures.between(first.redis, last.redis, images)
+            moments.append(Moment(now, stored, _sample(farm), workers.cpu_s(), cpu_s(farm.api_pid), machine_cpu_s()))
+        if len(polls_s) % 5 == 0 or stored == total:
+            print(f"  {now - began:6.0f} s  {stored:>9,} of {total:,} images stored", flush=True)
+    assert len(moments) > 1, "the job was over before the cards were warm: more images, please"
+    return Watched(moments[0], moments[-1], polls_s)
+
+
+def _report(seen: Watched) -> dict[str, Any]:
+    """Divide what the counters have moved by images, seconds and cores."""
+    first, last = seen.first, seen.last
+    images, took_s, cores = last.stored - first.stored, last.at_s - first.at_s, os.cpu_count() or 1
+    workers_s, api_s = last.workers_s - first.workers_s, last.api_s - first.api_s
+    redis_s = last.redis.cpu_s - first.redis.cpu_s
     return {
-        "images": total,
-        "prompts": num_prompts,
-        "retries": status.retries,
-        "window_s": round(window.length_s, 1),
-        "window": window,
-        "counted_images_per_s": round(images / window.length_s, 1),
-        "redis": asdict(redis),
-        "worker_cpu_ms_per_image": round((last.workers_s - first.workers_s) / images * 1000, 2),
-        "api": {
-            "accept_s": round(accepted_s, 3),
-            "status_ms": percentiles_ms(polls),
-            "cpu_share": round((last.api_s - first.api_s) / window.length_s, 3),
-        },
-        "memory": _memory(farm, job, accepted_bytes, total, num_prompts),
-        "machine_cpu_share": round((last.machine_s - first.machine_s) / window.length_s / (os.cpu_count() or 1), 3),
+        "window_s": round(took_s, 1),
+        "counted_images_per_s": round(images / took_s, 1),
+        "redis": asdict(RedisFigures.between(first.redis, last.redis, images)),
+        "worker_cpu_ms_per_image": round(workers_s / images * 1000, 2),
+        "api": {"status_ms": percentiles_ms(seen.polls_s), "cpu_share": round(api_s / took_s, 3)},
+        "own_cpu_share": round((workers_s + api_s + redis_s) / took_s / cores, 3),
+        "machine_cpu_share": round((last.machine_s - first.machine_s) / took_s / cores, 3),
         "load_average": round(os.getloadavg()[0], 2),
     }
-
-
-def _counts(farm: Farm, job: str) -> dict[str, int]:
-    answer = farm.api.get(f"/v1/jobs/{job}")
-    answer.raise_for_status()
-    counts: dict[str, int] = answer.json()["counts"]
-    return counts
 
 
 def _memory(farm: Farm, job: str, accepted_bytes: int, images: int, num_prompts: int) -> dict[str, float]:

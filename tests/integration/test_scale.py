@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_a_small_simulation_tells_what_it_saw(tmp_path):
     """Two cards render a job to its end through the whole farm, and every part of the report says something."""
     out = tmp_path / "scale.json"
-    command = [sys.executable, ROOT / "bench/scale.py", "--gpus", "2", "--images", "130", "--no-large-job", "--out", out]
+    options = ["--gpus", "2", "--images", "130", "--no-large-job", "--out", out]
+    command = [sys.executable, ROOT / "bench/scale.py", *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (row,) = json.loads(out.read_text())["rows"]

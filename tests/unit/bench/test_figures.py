@@ -60,6 +60,7 @@ def sample(at_s, cpu_s, num_bytes, calls):
         "total_net_input_bytes": num_bytes,
         "total_net_output_bytes": 2 * num_bytes,
         "aof_current_size": 3 * num_bytes,
+        "connected_clients": 7,
     }
     return RedisSample.of(info, {f"cmdstat_{name}": {"calls": n, "usec": n} for name, n in calls.items()}, at_s)
 
