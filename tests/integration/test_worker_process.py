@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from expanded_jobs import expanded_job
 from farm.catalog import load_catalog
-from farm.expand import expand
 from farm.feeding import feed
-from farm.jobs import JobSpec, JobState, new_job_id
+from farm.jobs import JobState
 from farm.ledger import Ledger
 from farm.queue import RENDER_TASK, make_celery, publish, queues
 from farm.recipes import read_recipe
@@ -128,27 +128,15 @@ class Farm:
 
     def post(self, images, *, steps=5, model="tiny", **fields):
         """Do what the API does with a job; return its id."""
-        spec = JobSpec.model_validate(
-            {
-                "model": model,
-                "prompts": [f"picture {number}" for number in range(3)],
-                "num_images_per_prompt": images // 3,
-                "num_inference_steps": steps,
-                "seed": 100,
-                "reproducibility": "invariant",
-                **fields,
-            }
-        )
-        job = expand(
-            spec,
-            load_catalog(self.settings.catalog_file).row(model),
-            job_id=new_job_id(),
-            tenant="default",
-            created_at=time.time(),
-            drawn_seed=0,
-            max_prompts=100,
-            max_images=1000,
-        )
+        body = {
+            "prompts": [f"picture {number}" for number in range(3)],
+            "num_images_per_prompt": images // 3,
+            "num_inference_steps": steps,
+            "seed": 100,
+            "reproducibility": "invariant",
+            **fields,
+        }
+        job = expanded_job(row=load_catalog(self.settings.catalog_file).row(model), **body)
         self.ledger.open(job)
         feed(self.ledger, self.app, [model])
         return job.header.id
