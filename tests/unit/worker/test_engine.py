@@ -423,7 +423,7 @@ def test_out_of_memory_while_beginning_anew_costs_that_unit_alone():
     make_passes(engine, 2)
     pipeline.memory_rows = 3
 
-    def encode_nothing(image, generator):
+    def encode_nothing(_image, _generator):
         raise torch.OutOfMemoryError("no memory for a picture")
 
     pipeline.encode_image = encode_nothing
@@ -437,7 +437,7 @@ def test_out_of_memory_while_beginning_anew_costs_that_unit_alone():
 def test_a_warning_is_given_once_though_both_passes_have_it():
     """What is remarked on words that are encoded for each pass stands in the recipe once."""
     pipeline = FakePipeline()
-    pipeline.encode = lambda unit, inputs: Encoded(unit.prompt, warnings=("prompt is too long",))
+    pipeline.encode = lambda unit, _inputs: Encoded(unit.prompt, warnings=("prompt is too long",))
     (image,) = render(pipeline, [tiny_unit(hires=Hires(32, 32, 0.7, 3, "latent"))])
     assert image.warnings == ("prompt is too long",)
 

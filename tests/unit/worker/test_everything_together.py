@@ -232,7 +232,9 @@ def assert_as_diffusers(studio, play, outcomes):
         _, image = outcome
         assert image.shape == reference.shape
         difference = float((image - reference).abs().max())
-        assert difference <= MAX_DIFFERENCE, f"{difference} of {unit}"
+        # A picture between two passes is rounded to 8 bits, where the last bit of a float may become 1/255.
+        is_rounded = unit.hires is not None and unit.hires.upscaler == "lanczos"
+        assert difference <= MAX_DIFFERENCE * (20 if is_rounded else 1), f"{difference} of {unit}"
         count += 1
     return count
 
