@@ -43,6 +43,12 @@ MAX_DIFFERENCE: Final = 1e-4
 PROMPTS: Final = ("a red circle", "blue", "two green squares on the left of a house", "x y z")
 NEGATIVE_PROMPTS: Final = ("", "blurry", "a house")
 
+SOME_SCHEDULERS: Final = [
+    find_scheduler(name)
+    for name in ("euler", "euler_ancestral", "dpmpp_2m_karras", "dpmpp_sde", "ddim", "unipc", "heun", "pndm", "lcm")
+]
+"""One of each way to sample a diffusion model: for what need not be tried with all of them."""
+
 BROWNIAN_WARNING: Final = "ignore:Should have t[ab]:UserWarning"
 """A filter for tests of all schedulers: diffusers' DPM++ SDE asks its Brownian tree for a hair more than there is."""
 

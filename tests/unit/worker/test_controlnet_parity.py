@@ -12,8 +12,8 @@ from PIL import Image
 from farm.catalog import ControlNetRow
 from farm.errors import RenderFailed
 from farm.jobs import ControlNet, Reproducibility
-from farm.schedulers import find_scheduler, schedulers_of
-from parity import BROWNIAN_WARNING, units_of
+from farm.schedulers import schedulers_of
+from parity import BROWNIAN_WARNING, SOME_SCHEDULERS, units_of
 from picture_parity import PictureStudio, mask, picture
 from tiny_models import SIZE_PX, save_tiny_controlnet, save_tiny_sd15, save_tiny_sdxl, tiny_row, tiny_unit
 from worker.pipelines.base import Inputs
@@ -22,10 +22,6 @@ from worker.pipelines.loading import load_pipeline
 pytestmark = pytest.mark.filterwarnings(BROWNIAN_WARNING)
 
 SCHEDULERS = schedulers_of("diffusion")
-SOME_SCHEDULERS = [
-    find_scheduler(name)
-    for name in ("euler", "euler_ancestral", "dpmpp_2m_karras", "dpmpp_sde", "ddim", "unipc", "heun", "pndm", "lcm")
-]
 NAMES = ("edges", "depth")
 _PIPELINES = {
     "StableDiffusionPipeline": "StableDiffusionControlNet{}Pipeline",

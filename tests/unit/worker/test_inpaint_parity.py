@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from farm.errors import RenderFailed
 from farm.jobs import Reproducibility
-from farm.schedulers import find_scheduler, schedulers_of
-from parity import BROWNIAN_WARNING, any_units, units_of
+from farm.schedulers import schedulers_of
+from parity import BROWNIAN_WARNING, SOME_SCHEDULERS, any_units, units_of
 from picture_parity import PictureStudio, mask, picture
 from tiny_models import SIZE_PX, save_tiny_sd15, save_tiny_sdxl, tiny_unit
 from worker.pipelines.base import NO_INPUTS, Inputs
@@ -21,10 +21,6 @@ from worker.runs import Runs
 pytestmark = pytest.mark.filterwarnings(BROWNIAN_WARNING)
 
 SCHEDULERS = schedulers_of("diffusion")
-SOME_SCHEDULERS = [
-    find_scheduler(name)
-    for name in ("euler", "euler_ancestral", "dpmpp_2m_karras", "dpmpp_sde", "ddim", "unipc", "heun", "pndm", "lcm")
-]
 
 
 @pytest.fixture(scope="module")
