@@ -28,7 +28,7 @@ _LEXEME: Final = re.compile(
     re.VERBOSE | re.ASCII,
 )
 # Begins where the blanks begin: to try it at each of thousands of blanks takes seconds.
-_BREAK: Final = re.compile(r"(?<!\s)\s*\bBREAK\b\s*")
+_BREAK: Final = re.compile(r"(?:(?<!\s)\s+)?\bBREAK\b\s*")
 
 
 class Piece(NamedTuple):
