@@ -28,11 +28,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
 
-from random_models import load_random, plan_of  # noqa: E402
-
 from farm.catalog import Catalog  # noqa: E402
 from farm.jobs import Reproducibility  # noqa: E402
 from farm.schedulers import find_scheduler  # noqa: E402
+from random_models import load_random, plan_of  # noqa: E402
 from tiny_flow_models import save_tiny_flux, save_tiny_sd3  # noqa: E402
 from tiny_models import save_tiny_sd15, save_tiny_sdxl, tiny_row, tiny_unit  # noqa: E402
 from worker.engine import Engine  # noqa: E402
