@@ -19,7 +19,7 @@ from farm.catalog import Catalog, ControlNetRow
 from flow_parity import MAX_SEQUENCE_LENGTH, FlowStudio
 from lora_files import save_kohya_lora, save_peft_lora
 from parity import Studio
-from picture_parity import PictureStudio, picture
+from picture_parity import PictureStudio, control_arguments, picture
 from plain_prompts import encode_plainly
 from tiny_models import save_tiny_controlnet, tiny_row
 from worker.lora import LoraLibrary
@@ -166,16 +166,7 @@ class UnetStudio(EverythingStudio):
         arguments |= self._embeddings(unit)
         if not unit.controlnets:
             return arguments
-        images = [Image.fromarray(pixels) for pixels in inputs.controls]
-        return {
-            **arguments,
-            "image" if inputs.image is None else "control_image": images,
-            "width": unit.width,
-            "height": unit.height,
-            "controlnet_conditioning_scale": [net.conditioning_scale for net in unit.controlnets],
-            "control_guidance_start": [net.guidance_start for net in unit.controlnets],
-            "control_guidance_end": [net.guidance_end for net in unit.controlnets],
-        }
+        return arguments | control_arguments(unit, inputs)
 
     def _embeddings(self, unit: Unit) -> Mapping[str, torch.Tensor]:
         is_xl = self.ours.family == "sdxl"

@@ -63,6 +63,18 @@ class PictureStudio(Studio):
         return {**arguments, "image": image, "strength": unit.strength}
 
 
+def control_arguments(unit: Unit, inputs: Inputs) -> Mapping[str, Any]:
+    """Return what diffusers' ControlNet pipelines take beside what their siblings without ControlNets do."""
+    return {
+        "image" if inputs.image is None else "control_image": [Image.fromarray(pixels) for pixels in inputs.controls],
+        "width": unit.width,
+        "height": unit.height,
+        "controlnet_conditioning_scale": [net.conditioning_scale for net in unit.controlnets],
+        "control_guidance_start": [net.guidance_start for net in unit.controlnets],
+        "control_guidance_end": [net.guidance_end for net in unit.controlnets],
+    }
+
+
 def picture(seed: int, width: int = SIZE_PX, height: int = SIZE_PX) -> NDArray[np.uint8]:
     """Return a random picture, uint8 [h, w, 3]."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

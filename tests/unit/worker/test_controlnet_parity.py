@@ -7,14 +7,13 @@ from dataclasses import replace
 import diffusers
 import pytest
 import torch
-from PIL import Image
 
 from farm.catalog import ControlNetRow
 from farm.errors import RenderFailed
 from farm.jobs import ControlNet, Reproducibility
 from farm.schedulers import schedulers_of
 from parity import BROWNIAN_WARNING, SOME_SCHEDULERS, units_of
-from picture_parity import PictureStudio, mask, picture
+from picture_parity import PictureStudio, control_arguments, mask, picture
 from tiny_models import SIZE_PX, save_tiny_controlnet, save_tiny_sd15, save_tiny_sdxl, tiny_row, tiny_unit
 from worker.pipelines.base import Inputs
 from worker.pipelines.loading import load_pipeline
@@ -67,16 +66,7 @@ class ControlStudio(PictureStudio):
         arguments = dict(super().arguments_for(unit, inputs))
         if not unit.controlnets:
             return arguments
-        images = [Image.fromarray(pixels) for pixels in inputs.controls]
-        return {
-            **arguments,
-            "image" if inputs.image is None else "control_image": images,
-            "width": unit.width,
-            "height": unit.height,
-            "controlnet_conditioning_scale": [net.conditioning_scale for net in unit.controlnets],
-            "control_guidance_start": [net.guidance_start for net in unit.controlnets],
-            "control_guidance_end": [net.guidance_end for net in unit.controlnets],
-        }
+        return arguments | control_arguments(unit, inputs)
 
 
 @pytest.fixture(scope="module")
