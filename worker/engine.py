@@ -22,9 +22,9 @@ from worker.failures import as_ours, failure_of, is_out_of_memory
 from worker.finishing import Finishing
 from worker.pipelines.base import NO_INPUTS, Inputs
 from worker.residents import Residents
-from worker.runs import Runs
+from worker.runs import Runs, schedule_of
 from worker.scheduler import DEFAULT_PATIENCE, Lane, Roster
-from worker.seat import BatchKey, EngineStopped, NextPass, Rendered, Seat, UnitCancelled, passes_of
+from worker.seat import BatchKey, EngineStopped, Rendered, Seat, UnitCancelled, passes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -83,6 +83,9 @@ class Engine:
         """
         self._finishing.prepare(unit)
         first, second = passes_of(unit)
+        if (pipeline := self._residents.peek(unit.model)) is not None:
+            # A table's first making takes up to half a second: better here than between two steps of everybody.
+            failure_of(lambda: schedule_of(pipeline, first, inputs))
         seat = Seat(first, Future(), BatchKey.of(first), self._clock(), inputs=inputs, next_pass=second)
         with self._lock:
             if self._closed is not None:
@@ -256,21 +259,19 @@ class Engine:
     def _finish(self, lane: Lane[BatchKey, Seat], pipeline: Pipeline, seats: list[Seat]) -> None:
         """Decode one finished seat and hand out its image; a ruined one is rendered once more."""
         seat = seats[0]
-        if seat.next_pass is not None:
-            self._change_lanes(pipeline, seat, seat.next_pass)
-            return
+        following = seat.next_pass
         with self._account.busy(pipeline.device) as elapsed:
-            pixels, flaw = self._runs.decode(pipeline, seat)
+            if following is None:
+                pixels, flaw = self._runs.decode(pipeline, seat)
+            else:
+                inputs, flaw = self._runs.hand_over(pipeline, seat, following)
         seat.decode_s += elapsed()
         seat.gpu_s += elapsed()
         if flaw is not None:
-            # Memory without ECC flips bits, so once is chance; twice is the model's or the request's doing.
-            if seat.reruns:
-                raise RenderFailed(f"the image came out {flaw}, twice")
-            log.warning("an image came out %s", flaw, extra={"action": "image_flawed", **seat.names})
-            seat.reruns += 1
-            seat.warnings.append(f"the image came out {flaw} and was rendered once more")
-            self._runs.restart(pipeline, seat)
+            self._render_again(pipeline, seat, flaw)
+            return
+        if following is not None:
+            self._change_lanes(seat, following.unit, inputs)
             return
         with self._account.busy(pipeline.device) as elapsed:
             finished = self._finishing.finish(seat.unit, pixels)
@@ -295,20 +296,27 @@ class Engine:
             self._roster.leave(seat.key, seat)
         seat.settle(rendered)
 
-    def _change_lanes(self, pipeline: Pipeline, seat: Seat, following: NextPass) -> None:
+    def _render_again(self, pipeline: Pipeline, seat: Seat, flaw: str) -> None:
+        """Set a ruined pass to its start. Raises RenderFailed when that was done before.
+
+        Memory without ECC flips bits, so once is chance; twice is the model's or the request's doing.
+        """
+        if seat.reruns:
+            raise RenderFailed(f"the image came out {flaw}, twice")
+        log.warning("an image came out %s", flaw, extra={"action": "image_flawed", **seat.names})
+        seat.reruns += 1
+        seat.warnings.append(f"the image came out {flaw} and was rendered once more")
+        self._runs.restart(pipeline, seat)
+
+    def _change_lanes(self, seat: Seat, unit: Unit, inputs: Inputs) -> None:
         """Let a seat that has finished its first pass wait in the second one's lane, as old as it is."""
-        unit, upscaler = following
-        with self._account.busy(pipeline.device) as elapsed:
-            inputs = self._runs.hand_over(pipeline, seat, unit, upscaler)
-        seat.decode_s += elapsed()
-        seat.gpu_s += elapsed()
         with self._lock:
             if not self._roster.leave(seat.key, seat):
                 return  # cancelled meanwhile
             seat.unit, seat.inputs, seat.next_pass = unit, inputs, None
             seat.key = BatchKey.of(unit)
             seat.earlier_calls += seat.calls
-            seat.call = seat.calls = 0
+            seat.call = seat.calls = seat.reruns = 0
             seat.submitted_at_s = self._clock()
             self._roster.join(seat.key, seat, is_transfer=True)
 

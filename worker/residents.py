@@ -50,6 +50,10 @@ class Residents:
         self._pipelines[model] = pipeline
         return pipeline
 
+    def peek(self, model: str) -> Pipeline | None:
+        """Return the pipeline of `model` if it is here now, without using it; any thread may ask."""
+        return self._pipelines.get(model)
+
     def keep_only(self, model: str) -> bool:
         """Unload all models but `model` and free cached memory; return whether there were others."""
         others = [name for name in self._pipelines if name != model]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import interpolate
 
+from farm.errors import RenderFailed
 from farm.schedulers import find_scheduler
 from worker.pipelines.base import Inputs, Ride, pack
 from worker.pipelines.pixels import resize
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
     from farm.jobs import Unit
     from worker.pipelines.base import Pipeline
-    from worker.seat import BatchKey, Seat
+    from worker.sampling import Schedule
+    from worker.seat import BatchKey, NextPass, Seat
 
 
 class Runs:
@@ -40,14 +42,9 @@ class Runs:
         if seat.key not in self._histories:
             shape = pipeline.latent_shape(unit.height, unit.width)
             self._histories[seat.key] = Histories(self._num_slots, shape, pipeline.device)
-        steps = unit.num_inference_steps
-        seat.schedule = schedule_for(
-            find_scheduler(unit.scheduler),
-            pipeline.scheduler_config,
-            steps,
-            first_step=pipeline.first_step(steps, unit.strength) if seat.inputs.has_start else 0,
-            timestep_options=pipeline.timestep_options(steps, unit.height, unit.width),
-        )
+        if pipeline.takes_mask and seat.next_pass is not None:
+            raise RenderFailed(f"{unit.model} is made for inpainting and renders no second pass: leave out hires")
+        seat.schedule = schedule_of(pipeline, unit, seat.inputs)
         encoded = pipeline.encode(unit, seat.inputs)
         seat.conditioning = encoded.conditioning
         seat.form = encoded.form
@@ -108,28 +105,43 @@ class Runs:
         for seat in seats:
             seat.call += 1
 
-    def hand_over(self, pipeline: Pipeline, seat: Seat, following: Unit, upscaler: str) -> Inputs:
-        """Return what the next pass starts from: this one's finished picture, enlarged to the next one's size."""
+    def hand_over(self, pipeline: Pipeline, seat: Seat, following: NextPass) -> tuple[Inputs, str | None]:
+        """Return what the next pass starts from, this one's picture enlarged to its size, and what is wrong with it."""
         latents = self._histories[seat.key].current([seat.slot], [seat.call])
-        controls = seat.inputs.controls
-        if upscaler == "latent":
-            size = pipeline.latent_shape(following.height, following.width)[-2:]
-            return Inputs(latents=interpolate(latents, size=size, mode="bilinear"), controls=controls)
+        unit, controls = following.unit, seat.inputs.controls
+        flaw = _flaw_of(latents)
+        if following.upscaler == "latent":
+            size = pipeline.latent_shape(unit.height, unit.width)[-2:]
+            return Inputs(latents=interpolate(latents, size=size, mode="bilinear"), controls=controls), flaw
         pixels = pipeline.decode(latents).cpu().numpy()
-        return Inputs(image=resize(pixels, following.width, following.height), controls=controls)
+        return Inputs(image=resize(pixels, unit.width, unit.height), controls=controls), flaw
 
     def decode(self, pipeline: Pipeline, seat: Seat) -> tuple[np.ndarray, str | None]:
         """Decode a finished run, one image at a time; return pixels, uint8 [h, w, 3], and what is wrong with them."""
         latents = self._histories[seat.key].current([seat.slot], [seat.call])
         pixels = pipeline.decode(latents).cpu().numpy()
-        if not bool(torch.isfinite(latents).all()):
-            return pixels, "not finite (NaN)"
-        return pixels, None if pixels.any() else "all black"
+        return pixels, _flaw_of(latents) or (None if pixels.any() else "all black")
 
     def keep_only(self, keys: Container[BatchKey]) -> None:
         """Free the latents of lanes that are no more."""
         for key in [key for key in self._histories if key not in keys]:
             del self._histories[key]
+
+
+def schedule_of(pipeline: Pipeline, unit: Unit, inputs: Inputs) -> Schedule:
+    """Return the schedule of one pass of `unit`; any thread may ask, and whoever asks first makes it."""
+    steps = unit.num_inference_steps
+    return schedule_for(
+        find_scheduler(unit.scheduler),
+        pipeline.scheduler_config,
+        steps,
+        first_step=pipeline.first_step(steps, unit.strength) if inputs.has_start else 0,
+        timestep_options=pipeline.timestep_options(steps, unit.height, unit.width),
+    )
+
+
+def _flaw_of(latents: torch.Tensor) -> str | None:
+    return None if bool(torch.isfinite(latents).all()) else "not finite (NaN)"
 
 
 def _ride(seat: Seat) -> Ride:

@@ -21,6 +21,7 @@ from tiny_models import SIZE_PX, tiny_unit
 from worker.engine import Engine
 from worker.pipelines.base import Encoded, Inputs
 from worker.sampling import TimestepOptions
+from worker.sampling.schedules import _tabulate as tabulate
 from worker.seat import EngineStopped, Rendered, UnitCancelled
 
 INVARIANT = Reproducibility.INVARIANT
@@ -649,3 +650,40 @@ def test_a_unit_cancelled_between_its_passes_is_gone():
     assert engine.stats().waiting == engine.stats().running == 0
     with pytest.raises(UnitCancelled):
         first.result(timeout=1)
+
+
+@pytest.mark.parametrize("upscaler", ["latent", "lanczos"])
+def test_a_first_pass_that_came_out_ruined_is_made_again(upscaler):
+    """What a second pass starts from is looked at as a picture is: once is chance, and the unit says so."""
+    unit = tiny_unit(hires=Hires(2 * SIZE_PX, 2 * SIZE_PX, 0.5, 4, upscaler))
+    (clean,) = render(FakePipeline(), [unit])
+    pipeline = FakePipeline()
+    predict, calls = pipeline.predict, itertools.count()
+    pipeline.predict = lambda *args, **kwargs: predict(*args, **kwargs) * (torch.nan if next(calls) == 0 else 1)
+    (again,) = render(pipeline, [unit])
+    assert np.array_equal(again.pixels, clean.pixels)
+    assert any("rendered once more" in warning for warning in again.warnings)
+
+
+def test_tables_of_a_model_that_is_here_are_made_by_whoever_submits():
+    """The engine's thread finds the table ready; a unit whose table cannot be made fails in its turn all the same."""
+    pipeline = FakePipeline()
+    engine = Engine(lambda _: pipeline, max_batch=2)
+    engine.submit(tiny_unit(num_inference_steps=1))
+    make_passes(engine)
+    made = tabulate.cache_info().misses
+    future = engine.submit(tiny_unit(index=1, scheduler="kdpm2", num_inference_steps=17))
+    assert tabulate.cache_info().misses == made + 1
+    make_passes(engine)
+    assert tabulate.cache_info().misses == made + 1
+    assert future.result()
+
+
+def test_a_model_for_inpainting_refuses_a_second_pass_before_the_first():
+    """Nothing is rendered that would be thrown away."""
+    pipeline = FakePipeline()
+    pipeline.takes_mask = True
+    (failed,) = render(pipeline, [tiny_unit(hires=Hires(2 * SIZE_PX, 2 * SIZE_PX, 0.5, 4, "latent"))])
+    assert isinstance(failed, RenderFailed)
+    assert "leave out hires" in str(failed)
+    assert pipeline.batches == []
