@@ -1,8 +1,8 @@
 """How far one farm goes: the real ledger, Celery, workers and API, with simulated GPUs and no bucket.
 
-    python bench/scale.py                                                          the curve of the report, 8 minutes
-    python bench/scale.py --card 4090 --model sdxl --gpus 256 --images 100000      20 minutes on two cores
-    python bench/scale.py --card 4090 --model sdxl --gpus 256 --images 1000000     over night
+    python bench/scale.py                                                     the curve, 5 minutes
+    python bench/scale.py --card 4090 --model sdxl --gpus 256 --images 100000   20 minutes on two cores
+    python bench/scale.py --card 4090 --model sdxl --gpus 256 --images 1000000  three hours
 
 Writes bench/results/scale.json and scale.png and prints a table; scenarios given by hand go to a file of their own
 (`--out`). Each GPU is a process that runs the worker as it is; only its engine is arithmetic over a table of published
@@ -57,6 +57,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "p99",
         "Redis CPU",
         "commands",
+        "retries",
         "cores: ours + others",
     )
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
@@ -72,6 +73,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{waits['p99']:.0f} ms",
             f"{redis['cpu_ms_per_image']:.2f} ms/image",
             f"{redis['commands_per_image']:.0f}/image",
+            str(row["retries"]),
             f"{row['own_cpu_share']:.0%} + {row['machine_cpu_share'] - row['own_cpu_share']:.0%}",
         )
         lines.append("| " + " | ".join(cells) + " |")

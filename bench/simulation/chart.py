@@ -42,9 +42,11 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             # Hollow: the machine's cores were full, so that the point tells of the machine.
             is_full = row["machine_cpu_share"] > 0.95  # noqa: PLR2004
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), "white" if is_full else colour, colour, 2)
-    for load, row in zip(offered, rows, strict=True):
+    for number, (load, row) in enumerate(zip(offered, rows, strict=True)):
         x, y = at(load, row["gpu"]["lost_share"])
-        pen.text((x, y - 12), f"{row['gpus']} x {row['card']} {row['model']}", _INK, small, anchor="mb")
+        label_y = y - 20 - 20 * (number % 4)  # neighbours at different heights, for names are wide
+        pen.line([(x, y - 8), (x, label_y)], fill=_FAINT)
+        pen.text((x, label_y), f"{row['gpus']} x {row['card']} {row['model']}", _INK, small, anchor="mb")
     pen.text((_LEFT, 14), "GPU time that the farm loses, over the load (simulated cards)", _INK, large)
     pen.text((_LEFT, 42), "no seat taken", _IDLE, small)
     pen.text((_LEFT + 110, 42), "no seat, or a step not full", _LOST, small)
@@ -54,6 +56,6 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _rounded_up(value: float) -> float:
-    """Return the next of 1, 2, 5 times a power of ten."""
+    """Return the next round number."""
     power: float = 10 ** math.floor(math.log10(value))
-    return next(step * power for step in (1, 2, 5, 10) if step * power >= value)
+    return next(step * power for step in (1, 1.5, 2, 3, 4, 5, 10) if step * power >= value)

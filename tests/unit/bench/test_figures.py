@@ -73,6 +73,7 @@ def test_redis_is_told_per_image():
     assert figures.cpu_share == 0.5
     assert figures.images_per_s_of_one_core == 4
     assert figures.commands_per_image == 5.0
+    assert figures.script_ms_per_image == 0.002
     assert figures.per_image == {"hset": 3.0, "evalsha": 2.0}
     assert (figures.input_bytes_per_image, figures.output_bytes_per_image, figures.aof_bytes_per_image) == (
         200,
