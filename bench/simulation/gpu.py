@@ -55,7 +55,7 @@ class SimulatedGpu(Generic[T]):
         self._waiting: deque[_Seat[T]] = deque()
         self._seats: list[_Seat[T]] = []
         self._free_since: deque[float] = deque()  # seats that were taken before, longest free first
-        self._step: tuple[float, float] | None = None  # began, ends
+        self._step: tuple[float, float, int] | None = None  # began, ends, seats
         self._last_end = float("-inf")
         self.diary = Diary()
 
@@ -79,7 +79,7 @@ class SimulatedGpu(Generic[T]):
         self._waiting.append(_Seat(unit, at, self._card.steps))
 
     def remove(self, is_unwanted: Callable[[T], bool]) -> list[T]:
-        """Take units out wherever they are; a step that has begun keeps its length."""
+        """Take units out wherever they are; a step that has begun keeps its length, and its seats in the diary."""
         gone = [seat for seat in (*self._waiting, *self._seats) if is_unwanted(seat.unit)]
         self._waiting = deque(seat for seat in self._waiting if not is_unwanted(seat.unit))
         self._seats = [seat for seat in self._seats if not is_unwanted(seat.unit)]
@@ -110,15 +110,15 @@ class SimulatedGpu(Generic[T]):
             if self._free_since:
                 free_since = self._free_since.popleft()
                 self.diary.refills.append((free_since, max(0.0, seat.submitted_at - free_since)))
-        self._step = (begins, begins + self._card.step_s(len(self._seats)))
+        self._step = (begins, begins + self._card.step_s(len(self._seats)), len(self._seats))
         return True
 
-    def _end_step(self, began: float, ended: float) -> list[Finished[T]]:
-        self.diary.steps.append((began, ended, len(self._seats)))
+    def _end_step(self, began: float, ended: float, seats: int) -> list[Finished[T]]:
+        self.diary.steps.append((began, ended, seats))
         self._step, self._last_end = None, ended
         for seat in self._seats:
             seat.steps_left -= 1
-            seat.gpu_s += (ended - began) / len(self._seats)
+            seat.gpu_s += (ended - began) / seats
         done = [seat for seat in self._seats if not seat.steps_left]
         self._seats = [seat for seat in self._seats if seat.steps_left]
         self._free_since.extend(ended for _ in done)

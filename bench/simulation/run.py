@@ -6,7 +6,9 @@ import json
 import math
 import os
 import random
+import re
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -26,6 +28,7 @@ from simulation.worker import Plan
 
 _POLL_S: Final = 1.0
 _IDLE_S: Final = 3.0
+_PAGE: Final = 1000
 _MAX_PROMPTS: Final = 10_000
 _COLOURS: Final = ("red", "blue", "green", "yellow", "white", "black", "golden", "grey")
 _THINGS: Final = ("lighthouse", "fox", "teapot", "bicycle", "castle", "violin", "harbour", "garden")
@@ -111,6 +114,7 @@ def run(scenario: Scenario) -> dict[str, Any]:
             seen = _watch(farm, workers, scenario, job)
             memory = _memory(farm, job, accepted_bytes, scenario.num_images, num_prompts)
             retries = farm.ledger.job(job).retries
+            reasons = _reasons(farm, job, scenario.num_images) if retries else {}
         finally:
             diaries = [json.loads(path.read_text()) for path in workers.stop()]
         if len(diaries) < scenario.gpus:
@@ -127,6 +131,7 @@ def run(scenario: Scenario) -> dict[str, Any]:
         "images": scenario.num_images,
         "prompts": num_prompts,
         "retries": retries,
+        "retry_reasons": reasons,
         "gpu": as_row(figures),
         "feed_latency_ms": percentiles_ms(waits),
         "seats_refilled_at_once": round(sum(wait == 0 for wait in waits) / max(1, len(waits)), 4),
@@ -229,6 +234,13 @@ def _report(seen: Watched) -> dict[str, Any]:
         "machine_cpu_share": round((last.machine_s - first.machine_s) / took_s / cores, 3),
         "load_average": round(os.getloadavg()[0], 2),
     }
+
+
+def _reasons(farm: Farm, job: str, images: int) -> dict[str, int]:
+    """Count why units were handed out again, whichever worker had them."""
+    pages = (farm.ledger.images(job, offset=offset, limit=_PAGE) for offset in range(0, images, _PAGE))
+    reasons = (reason for page in pages for status in page for reason in status.history)
+    return dict(Counter(re.sub(r"gpu\d+#\w+", "a worker", reason) for reason in reasons))
 
 
 def _memory(farm: Farm, job: str, accepted_bytes: int, images: int, num_prompts: int) -> dict[str, float]:

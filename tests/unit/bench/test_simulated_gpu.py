@@ -61,6 +61,16 @@ def test_a_removed_unit_frees_its_seat():
     assert set(finished_at(gpu, 100.0)) == {"b", "c"}
 
 
+def test_a_step_that_lost_everybody_counts_as_begun():
+    """Seats that were taken when a step began stand in the diary, although all have left before its end."""
+    gpu = SimulatedGpu(CARD, 2)
+    gpu.submit("a", 0.0)
+    gpu.advance(0.5)
+    gpu.remove(lambda _: True)
+    assert finished_at(gpu, 100.0) == {}
+    assert gpu.diary.steps == [(0.0, 1.5, 1)]
+
+
 @given(
     arrivals=st.lists(st.integers(0, 400).map(lambda n: n / 8), min_size=1, max_size=20).map(sorted),
     looks=st.lists(st.integers(0, 1600).map(lambda n: n / 8), max_size=20).map(sorted),
