@@ -3,6 +3,9 @@
 The matrices are multiplied out and added once per change, so that a step costs what it costs without them, and
 captured graphs stay valid. What was there before is kept on the CPU and copied back: subtracting would leave rounding
 behind, and an image must not depend on who was rendered before.
+
+Weights that a memory plan keeps in fewer than 16 bits would round most of a LoRA away. They stay as they are, and the
+two thin matrices are computed beside them at each step.
 """
 
 from __future__ import annotations
@@ -11,17 +14,21 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from torch.nn import functional
 
 from farm.errors import RenderFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Callable, Hashable, Mapping
+
+    from torch.utils.hooks import RemovableHandle
 
     from farm.catalog import Family
     from farm.prompts import Lora
     from worker.lora.files import LoraLayer, LoraLibrary, LoraWeights
 
 _DENOISERS: Final = ("unet", "transformer")
+_WIDE_BYTES: Final = 2  # of a number that a LoRA can be added to
 
 
 class LoraPatch:
@@ -33,6 +40,7 @@ class LoraPatch:
         self._family = family
         self._parts = parts
         self._denoiser_config = next(parts[name].config for name in _DENOISERS if name in parts)
+        self._beside: list[RemovableHandle] = []  # what is computed beside weights that are kept in few bits
         self._before: dict[Any, torch.Tensor] = {}  # weights as they were, by module: a module may have two names
         self.current: tuple[Lora, ...] = ()
         self.hashes: dict[str, str] = {}  # sha256 by name, of the current ones
@@ -67,12 +75,12 @@ class LoraPatch:
             if part not in self._parts:
                 raise RenderFailed(f"LoRA {lora.name!r} changes a {part}, which this model does not have")
             for name, layer in layers.items():
-                weight = self._module(lora, part, name).weight
+                ours = _shape_of(self._module(lora, part, name))
                 shape = (layer.up.shape[0], *layer.down.shape[1:])
-                if tuple(weight.shape) != shape:
+                if ours != shape:
                     raise RenderFailed(
                         f"LoRA {lora.name!r} is for another model: its {part}.{name} is {list(shape)}, "
-                        f"this model's {list(weight.shape)}"
+                        f"this model's {list(ours)}"
                     )
 
     def _add(self, lora: Lora, file: LoraWeights) -> None:
@@ -80,6 +88,9 @@ class LoraPatch:
             for name, layer in layers.items():
                 module = self._module(lora, part, name)
                 weight = module.weight
+                if not weight.is_floating_point() or weight.element_size() < _WIDE_BYTES:
+                    self._beside.append(module.register_forward_hook(_branch(layer, lora.weight * layer.scale)))
+                    continue
                 if module not in self._before:  # else another LoRA has been added to it already
                     self._before[module] = weight.detach().to("cpu", copy=True)
                 total = weight.to(torch.float32) + _product(layer, weight.device) * (lora.weight * layer.scale)
@@ -89,6 +100,9 @@ class LoraPatch:
         for module, before in self._before.items():
             module.weight.copy_(before)
         self._before.clear()
+        for handle in self._beside:
+            handle.remove()
+        self._beside.clear()
         self.current = self.text_key = ()
         self.hashes = {}
 
@@ -98,6 +112,27 @@ class LoraPatch:
             with suppress(AttributeError):
                 return self._parts[part].get_submodule(known)
         raise RenderFailed(f"LoRA {lora.name!r} is for another model: there is no {part}.{name} here")
+
+
+def _shape_of(module: Any) -> tuple[int, ...]:
+    """Return the shape of a module's weight as it was before it was packed into 4 bits."""
+    if isinstance(module, torch.nn.Linear):
+        return (module.out_features, module.in_features)
+    return tuple(module.weight.shape)
+
+
+def _branch(layer: LoraLayer, scale: float) -> Callable[[Any, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
+    """Return a forward hook that adds scale * up(down(x)) to what a module gives for x."""
+
+    def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        x = inputs[0]
+        down, up = layer.down.to(x), layer.up.to(x)
+        if isinstance(module, torch.nn.Conv2d):
+            thin = functional.conv2d(x, down, None, module.stride, module.padding, module.dilation)
+            return output + scale * functional.conv2d(thin, up.view(*up.shape[:2], 1, 1))
+        return output + scale * functional.linear(functional.linear(x, down), up)
+
+    return add
 
 
 def _product(layer: LoraLayer, device: torch.device) -> torch.Tensor:

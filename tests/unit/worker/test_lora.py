@@ -7,6 +7,7 @@ import random
 import diffusers
 import pytest
 import torch
+from diffusers.hooks import apply_layerwise_casting
 from safetensors.torch import load_file, save_file
 
 from farm.catalog import Catalog, LoraRow
@@ -307,3 +308,29 @@ def test_each_layer_of_kohyas_files_has_an_alpha_of_its_own(ours, reference, fol
             expected = expected + 0.5 * float(state[f"{flat}.alpha"]) / 2 * product
         assert torch.allclose(weight, expected, atol=1e-6), name
     assert num_layers > 10
+
+
+def test_weights_in_eight_bits_keep_theirs_and_are_helped_beside(ours, tiny_folder, folder):
+    """Added to fp8 weights a LoRA would be rounded away; computed beside them it is all there, and gone without trace.
+
+    The reference is a model of the same rounded weights in 32 bits, to which the LoRA is added.
+    """
+    eight, wide = torch.float8_e4m3fn, open_model(tiny_folder, LoraLibrary(Catalog(), folder, fetch=never))
+    for module in wide._unet.modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            for parameter in module.parameters():
+                parameter.copy_(parameter.to(eight))
+    apply_layerwise_casting(ours._unet, eight, torch.float32, skip_modules_pattern=("norm",))
+    assert ours._unet.conv_in.weight.dtype == wide._unet.conv_out.weight.to(eight).dtype
+    units = [tiny_unit(loras=loras) for loras in ((), (SKETCH,), (Lora("sketch_double", 0.5), SKETCH), ())]
+    save_peft_lora(
+        diffusers.StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None),
+        folder / "sketch_double.safetensors",
+        seed=8,
+        with_text=False,
+    )
+    expected, images = render(wide, units), render(ours, units)
+    for image, other in zip(images, expected, strict=True):
+        assert float((image - other).abs().max()) <= MAX_DIFFERENCE
+    assert float((images[0] - images[1]).abs().max()) > 100 * MAX_DIFFERENCE
+    assert torch.equal(images[0], images[3])
