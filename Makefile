@@ -41,7 +41,8 @@ up: $(INSTALLED) ## Start a farm on this machine; Ctrl-C stops it
 	@$(BIN)/python -m cli.main up
 
 test: $(INSTALLED) ## Run all tests that this machine can run
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/unit
+	$(BIN)/python -m pytest tests/integration tests/e2e
 
 lint: $(INSTALLED) ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .

@@ -54,6 +54,7 @@ class Engine:
         # The lock guards the roster and the counters. Device, runs and residents belong to the engine's thread alone,
         # which never holds the lock while the device works.
         self._lock = threading.Condition()
+        self._making_tables = threading.Lock()
         self._roster: Roster[BatchKey, Seat] = Roster(max_batch, patience=patience)
         self._residents = Residents(load, max_models=max_resident_models, clock=clock)
         self._runs = Runs(max_batch)
@@ -84,8 +85,10 @@ class Engine:
         self._finishing.prepare(unit)
         first, second = passes_of(unit)
         if (pipeline := self._residents.peek(unit.model)) is not None:
-            # A table's first making takes up to half a second: better here than between two steps of everybody.
-            failure_of(lambda: schedule_of(pipeline, first, inputs))
+            # A table's first making takes up to half a second: better here than between two steps of everybody, and
+            # once, for the units of a job come all together.
+            with self._making_tables:
+                failure_of(lambda: schedule_of(pipeline, first, inputs))
         seat = Seat(first, Future(), BatchKey.of(first), self._clock(), inputs=inputs, next_pass=second)
         with self._lock:
             if self._closed is not None:

@@ -89,7 +89,10 @@ class Renderer:
         with self._holding(hint) as lease:
             try:
                 inputs = self._fetch(lease, unit)
-                rendered = self._engine.submit(unit, inputs).result()
+                future = self._engine.submit(unit, inputs)
+                if lease.is_lost:  # before the engine knew of it, so that the engine was told in vain
+                    self._engine.cancel(hint.job, hint.index)
+                rendered = future.result()
                 with self._undelivered():
                     for file in files_of(unit, rendered):
                         self._deliver(lease, unit, file)

@@ -293,6 +293,22 @@ def test_a_cancelled_unit_leaves_its_seat_and_the_ledger(renderer, ledger, engin
     assert ledger.renew(ME, [hint]) == {hint}
 
 
+def test_a_unit_cancelled_on_its_way_to_the_engine_gets_no_seat_for_long(renderer, ledger, engine, store):
+    """The engine is told of a cancel in vain while a unit is on its way there; it is told again when it has it."""
+    job, (hint,) = open_job(ledger)
+    engine.holds = True
+    submit = engine.submit
+
+    def submit_after_the_cancel(unit, inputs):
+        ledger.cancel(job)
+        renderer.cancel(job)
+        return submit(unit, inputs)
+
+    engine.submit = submit_after_the_cancel
+    assert in_thread(renderer.render, hint).result(5) is Outcome.LOST
+    assert store.objects == {}
+
+
 def test_a_lease_lost_while_the_image_waits_for_storage_is_noticed_before_the_put(renderer, ledger, store):
     """The storage coming back must not make a stale attempt write."""
     _, (hint,) = open_job(ledger)
