@@ -1,0 +1,149 @@
+"""What is left to do when a job has begun or ended, done in the background of every API process.
+
+The ledger keeps the list; taking a chore is a lease, so any number of processes share it and the death of one delays
+its chores by that lease. Which function does which kind is said where the application is put together (api.app); what a
+chore means is that function's business. A chore may be done twice: handlers are idempotent.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+from api.parts import Parts
+from farm.errors import LedgerDown, Transient
+
+if TYPE_CHECKING:
+    from farm.ledger.records import Chore
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Parts, "Chore"], None]
+"""Does one chore. Whatever it raises, the chore comes again later: Transient is said quietly, the rest with a trace."""
+
+LEASE_S: Final = 60.0
+"""How long a chore is ours alone. One that takes longer may be taken by another process as well."""
+
+_AT_ONCE: Final = 4  # of one kind: a receiver that hangs holds up neither the others nor another kind
+_IDLE_S: Final = 2.0
+_OUTAGE_PAUSE_S: Final = 2.0
+_FIRST_RETRY_S: Final = 1.0
+_LONGEST_RETRY_S: Final = 300.0
+_FAREWELL_S: Final = 2.0
+
+
+class Chores:
+    """The thread that takes chores, and those that do them: up to `at_once` of each kind."""
+
+    def __init__(
+        self, farm: Parts, handlers: Mapping[str, Handler], *, at_once: int = _AT_ONCE, idle_s: float = _IDLE_S
+    ) -> None:
+        self._farm = farm
+        self._handlers = dict(handlers)
+        self._at_once = at_once
+        self._idle_s = idle_s
+        self._stopped = threading.Event()
+        self._nudged = threading.Event()
+        self._lock = threading.Lock()
+        # Daemons, and no executor: the process must be able to end while a receiver lets one of them hang.
+        self._running: dict[tuple[str, str, str], threading.Thread] = {}
+        self._is_cut_off = False
+        self._thread = threading.Thread(target=self._keep_taking, name="chores", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take chores."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more; chores that are not done within a moment are left to whoever takes them next."""
+        self._stopped.set()
+        self._nudged.set()
+        deadline_s = time.monotonic() + _FAREWELL_S
+        with self._lock:
+            threads = [self._thread, *self._running.values()]
+        for thread in threads:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+
+    # -- the thread that takes
+
+    def _keep_taking(self) -> None:
+        while not self._stopped.is_set():
+            pause_s = self._idle_s
+            try:
+                self._take()
+                self._is_cut_off = False
+            except LedgerDown as error:
+                pause_s = _OUTAGE_PAUSE_S
+                if not self._is_cut_off:
+                    self._is_cut_off = True
+                    log.warning("No chores are done: %s", error, extra={"action": "ledger_down"})
+            except Exception:
+                log.exception("Taking chores failed; going on", extra={"action": "chores_failed"})
+            self._nudged.wait(pause_s)
+            self._nudged.clear()
+
+    def _take(self) -> None:
+        """Take what is due and there is room for, and have it done."""
+        for kind in self._handlers:
+            with self._lock:
+                room = self._at_once - sum(1 for running, _, _ in self._running if running == kind)
+            if room:
+                for chore in self._farm.ledger.take_chores([kind], limit=room, lease_s=LEASE_S):
+                    self._begin(chore)
+
+    def _begin(self, chore: Chore) -> None:
+        who = (chore.kind, chore.job, chore.event)
+        with self._lock:
+            # Stopping: the lease runs out. At it already: it takes longer than a lease, and has a new one now.
+            if self._stopped.is_set() or who in self._running:
+                return
+            thread = threading.Thread(target=self._do, args=(chore,), name=f"chore-{chore.kind}", daemon=True)
+            self._running[who] = thread
+        thread.start()
+
+    # -- the threads that do
+
+    def _do(self, chore: Chore) -> None:
+        try:
+            again_s = self._outcome(chore)
+            if again_s is None:
+                self._farm.ledger.chore_done(chore)
+            else:
+                self._farm.ledger.chore_later(chore, again_s)
+        except Exception as error:  # noqa: BLE001  without an answer the chore comes again when its lease has run out
+            extra = {"action": "chore_unsettled", **_names(chore)}
+            log.warning("A chore comes again, done or not: %s", error, extra=extra)
+        finally:
+            with self._lock:
+                del self._running[chore.kind, chore.job, chore.event]
+            self._nudged.set()
+
+    def _outcome(self, chore: Chore) -> float | None:
+        """Do a chore; return None when it is done, else after how many seconds to try again."""
+        extra = {"action": "chore_failed", **_names(chore)}
+        try:
+            self._handlers[chore.kind](self._farm, chore)
+        except Transient as error:
+            log.warning("A chore has to wait: %s", error, extra=extra)
+        except Exception:
+            log.exception("A chore failed, and is tried again", extra=extra)
+        else:
+            return None
+        return retry_after_s(chore.tries)
+
+
+def retry_after_s(tries: int) -> float:
+    """Return the seconds before the next try of a chore that was tried `tries` times before the one that just failed.
+
+    Twice as long each time, up to five minutes; scattered, so that an outage does not end in a rush.
+    """
+    longest_s = min(_FIRST_RETRY_S * 2.0 ** min(tries, 32), _LONGEST_RETRY_S)
+    return longest_s * random.uniform(0.5, 1.0)  # noqa: S311  not a secret
+
+
+def _names(chore: Chore) -> dict[str, object]:
+    return {"chore": chore.kind, "job": chore.job, "event": chore.event, "tries": chore.tries}
