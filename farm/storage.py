@@ -1,20 +1,20 @@
-"""Images in S3: where each one lies, how it gets there, how a client reaches it. The only file that knows boto3.
+"""Objects in S3: where each one lies, how it gets there, how a client reaches it. The only file that knows boto3.
 
 Any S3-compatible endpoint will do. A key follows from job and index alone, so rendering a unit twice writes the
-same object twice. Which images exist is the ledger's business.
+same object twice. Which images exist is the ledger's business, how long they are kept that of whoever deletes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final, Literal, NamedTuple
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from farm.errors import Fatal, StorageDown
+from farm.errors import FarmError, Fatal, StorageDown
 from farm.settings import Settings
 
 ImageFormat = Literal["png", "jpeg", "webp", "avif"]
@@ -26,6 +26,10 @@ CONTENT_TYPES: Final[dict[ImageFormat, str]] = {
     "avif": "image/avif",
 }
 _EXTENSIONS: Final[dict[ImageFormat, str]] = {"png": "png", "jpeg": "jpg", "webp": "webp", "avif": "avif"}
+
+_PART_BYTES: Final = 8 * 1024 * 1024
+"""Of a large object: what a write holds in memory. S3 takes 10,000 parts, hence objects of up to 80 GB."""
+_DELETED_PER_CALL: Final = 1000  # S3's own limit
 
 _MISSING: Final = frozenset({"404", "NoSuchKey", "NoSuchBucket", "NotFound"})
 _OURS_ALREADY: Final = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
@@ -64,8 +68,26 @@ def upscaled_key(job: str, index: int, image_format: ImageFormat, factor: int) -
     return f"jobs/{job}/{index:07d}.x{factor}.{_EXTENSIONS[image_format]}"
 
 
+def job_prefix(job: str) -> str:
+    """Return what the keys of all objects of a job start with: `jobs/<job>/`."""
+    return f"jobs/{job}/"
+
+
+def manifest_key(job: str) -> str:
+    """Return the key of the list of its images, written when it has ended: `jobs/<job>/manifest.jsonl`."""
+    return f"{job_prefix(job)}manifest.jsonl"
+
+
 class NoSuchObject(Fatal):
     """Nothing lies under this key."""
+
+
+class StoredObject(NamedTuple):
+    """An object as a listing tells of it."""
+
+    key: str
+    num_bytes: int
+    modified_at: float  # Unix time of its last write
 
 
 class Store:
@@ -126,6 +148,51 @@ class Store:
     def _put(self, key: str, data: bytes, content_type: str) -> None:
         self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ContentType=content_type)
 
+    def put_stream(self, key: str, pieces: Iterable[bytes], content_type: str) -> None:
+        """Write an object of any size, piece by piece, in bounded memory; it appears under its key when it is whole.
+
+        What `pieces` raises passes through, and leaves nothing behind.
+        """
+        parts = _parts(pieces)
+        first = next(parts, b"")
+        if len(first) < _PART_BYTES:
+            self.put(key, first, content_type)
+            return
+        target = {"Bucket": self._bucket, "Key": key}
+        with _translated(key):
+            try:
+                upload = self._client.create_multipart_upload(**target, ContentType=content_type)
+            except self._client.exceptions.NoSuchBucket:
+                self.ensure_bucket()
+                upload = self._client.create_multipart_upload(**target, ContentType=content_type)
+        target["UploadId"] = upload["UploadId"]
+        try:
+            tags = [self._put_part(target, 1, first)]
+            tags += [self._put_part(target, number, part) for number, part in enumerate(parts, 2)]
+            with _translated(key):
+                self._client.complete_multipart_upload(**target, MultipartUpload={"Parts": tags})
+        except BaseException:
+            # As far as the storage answers. What it keeps otherwise is seen by nobody but whoever lists uploads.
+            with suppress(FarmError), _translated(key):
+                self._client.abort_multipart_upload(**target)
+            raise
+
+    def _put_part(self, target: dict[str, Any], number: int, part: bytes) -> dict[str, Any]:
+        with _translated(target["Key"]):
+            answer = self._client.upload_part(**target, PartNumber=number, Body=part)
+        return {"PartNumber": number, "ETag": answer["ETag"]}
+
+    def copy(self, source: str, target: str) -> None:
+        """Write `target` as a copy of `source`, within the storage; raises NoSuchObject when there is none."""
+        origin = {"Bucket": self._bucket, "Key": source}
+        with _translated(source):
+            try:
+                self._client.copy_object(Bucket=self._bucket, Key=target, CopySource=origin)
+            except ClientError as error:
+                if _code(error) in _MISSING:
+                    raise NoSuchObject(f"the storage has nothing under {source}") from error
+                raise
+
     def get(self, key: str) -> bytes:
         """Return an object's bytes; raises NoSuchObject when there is none."""
         with _translated(key):
@@ -149,10 +216,28 @@ class Store:
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys that start with `prefix`, in order."""
+        return (found.key for found in self.objects(prefix))
+
+    def objects(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Yield the objects whose keys start with `prefix`, in order of their keys; none where there is no bucket."""
         with _translated(f"keys under {prefix!r}"):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
-            for page in pages:
-                yield from (item["Key"] for item in page.get("Contents", ()))
+            try:
+                for page in pages:
+                    for item in page.get("Contents", ()):
+                        yield StoredObject(item["Key"], item["Size"], item["LastModified"].timestamp())
+            except self._client.exceptions.NoSuchBucket:
+                return
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Delete objects; those that are not there are no error. Raises StorageDown when one could not be deleted."""
+        for start in range(0, len(keys), _DELETED_PER_CALL):
+            batch = [{"Key": key} for key in keys[start : start + _DELETED_PER_CALL]]
+            with _translated(f"{len(batch)} objects"):
+                answer = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": batch, "Quiet": True})
+            if refused := answer.get("Errors"):
+                first = refused[0]
+                raise StorageDown(f"the storage did not delete {first['Key']}: {first.get('Message', 'no reason')}")
 
     def presigned_url(self, key: str) -> str:
         """Return a URL by which anybody may GET the object for `url_expiry_s` seconds.
@@ -172,6 +257,20 @@ class Store:
         """Name the region where AWS wants it named: everywhere but in its first."""
         region = self._client.meta.region_name
         return {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+
+
+def _parts(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the pieces joined to parts of one size, as some servers want them; the last is what remains."""
+    buffer = bytearray()
+    for piece in pieces:
+        buffer += piece
+        while len(buffer) >= _PART_BYTES:
+            with memoryview(buffer) as view:
+                part = bytes(view[:_PART_BYTES])
+            del buffer[:_PART_BYTES]
+            yield part
+    if buffer:
+        yield bytes(buffer)
 
 
 def _client(settings: Settings, endpoint: str | None) -> Any:

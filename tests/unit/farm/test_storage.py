@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
 import urllib.error
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
@@ -112,3 +114,87 @@ def test_refused_credentials_are_fatal(s3, wrong):
         store.put("jobs/a/0.png", b"", "image/png")
     with pytest.raises(Fatal, match="refuses our credentials"):
         store.ready()
+
+
+def test_a_large_object_is_written_in_parts_and_read_back_whole(store):
+    """20 MB in pieces of odd sizes come back as they were, with their content type."""
+    pieces = [bytes([number % 251]) * (700_001 + number) for number in range(30)]
+    store.put_stream("jobs/a/manifest.jsonl", iter(pieces), "application/x-ndjson")
+    assert store.get("jobs/a/manifest.jsonl") == b"".join(pieces)
+    with urlopen(store.presigned_url("jobs/a/manifest.jsonl"), timeout=5) as answer:  # noqa: S310  our own URL
+        assert answer.headers["Content-Type"] == "application/x-ndjson"
+
+
+@pytest.mark.parametrize("pieces", [[], [b"a few ", b"", b"bytes"], [b"x" * 8 * 2**20]])
+def test_a_stream_of_any_length_is_one_object(store, pieces):
+    """Nothing, less than a part and exactly a part are written as well."""
+    store.put_stream("jobs/a/manifest.jsonl", pieces, "application/x-ndjson")
+    assert store.get("jobs/a/manifest.jsonl") == b"".join(pieces)
+
+
+def test_a_stream_creates_the_bucket_when_it_is_missing(s3):
+    """A large object needs no bucket before it any more than a small one does."""
+    store = Store.connect(Settings(**s3))
+    store.put_stream("jobs/a/manifest.jsonl", [b"x" * 9 * 2**20], "application/x-ndjson")
+    assert store.exists("jobs/a/manifest.jsonl")
+
+
+def test_a_stream_that_breaks_off_leaves_what_was_there(store):
+    """An object appears under its key when it is whole: half a list would be taken for all of it."""
+    store.put("jobs/a/manifest.jsonl", b"the earlier one", "application/x-ndjson")
+
+    def pieces():
+        yield b"x" * 17 * 2**20
+        raise StorageDown("the source went away")
+
+    with pytest.raises(StorageDown, match="the source went away"):
+        store.put_stream("jobs/a/manifest.jsonl", pieces(), "application/x-ndjson")
+    assert store.get("jobs/a/manifest.jsonl") == b"the earlier one"
+    assert not store._client.list_multipart_uploads(Bucket=store._bucket).get("Uploads")
+
+
+def test_a_stream_holds_a_few_parts_in_memory(store):
+    """Writing 96 MB takes the memory of a few parts, not of the whole."""
+    pieces = (b"x" * 2**20 for _ in range(96))
+    tracemalloc.start()
+    try:
+        store.put_stream("jobs/a/manifest.jsonl", pieces, "application/x-ndjson")
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 48 * 2**20
+
+
+def test_a_copy_has_bytes_and_content_type_of_what_it_was_copied_from(store):
+    """The storage copies by itself; what is not there cannot be copied, and nothing is left then."""
+    store.put("jobs/a/0.png", b"picture", "image/png")
+    store.copy("jobs/a/0.png", "jobs/b/7.png")
+    with urlopen(store.presigned_url("jobs/b/7.png"), timeout=5) as answer:  # noqa: S310  our own URL
+        assert (answer.read(), answer.headers["Content-Type"]) == (b"picture", "image/png")
+    with pytest.raises(NoSuchObject, match=r"jobs/none/0\.png"):
+        store.copy("jobs/none/0.png", "jobs/c/0.png")
+    assert not store.exists("jobs/c/0.png")
+
+
+def test_a_listing_tells_sizes_and_ages(store):
+    """Whoever deletes what is old needs both."""
+    before = time.time()
+    store.put("jobs/a/0.png", b"picture", "image/png")
+    (found,) = store.objects("jobs/")
+    assert (found.key, found.num_bytes) == ("jobs/a/0.png", 7)
+    assert before - 2 <= found.modified_at <= time.time() + 2
+
+
+def test_many_objects_are_deleted_at_once(store):
+    """More than one call of S3 takes, and one that is gone already; the others stay."""
+    keys = [f"jobs/a/{index:07d}.png" for index in range(1005)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda key: store.put(key, b"", "image/png"), keys))
+    store.put("jobs/b/0.png", b"", "image/png")
+    store.delete_many([*keys, "jobs/a/none.png"])
+    assert list(store.list()) == ["jobs/b/0.png"]
+
+
+def test_nothing_is_listed_where_there_is_no_bucket(s3):
+    """A farm that has stored nothing yet has nothing to show, and no failure."""
+    assert list(Store.connect(Settings(**s3)).list()) == []
