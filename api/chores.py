@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Parts, "Chore"], None]
-"""Does one chore. Whatever it raises, the chore comes again later: Transient is said quietly, the rest with a trace."""
+"""Does one chore. Whatever it raises, the chore comes again later: Transient is said quietly, the rest with a trace,
+and NotYet not at all."""
 
 LEASE_S: Final = 60.0
 """How long a chore is ours alone. One that takes longer may be taken by another process as well."""
@@ -34,6 +35,14 @@ _OUTAGE_PAUSE_S: Final = 2.0
 _FIRST_RETRY_S: Final = 1.0
 _LONGEST_RETRY_S: Final = 300.0
 _FAREWELL_S: Final = 2.0
+
+
+class NotYet(Transient):
+    """What a chore is about cannot be had yet, and its handler knows when to ask again: it has said so itself."""
+
+    def __init__(self, message: str, *, again_s: float) -> None:
+        super().__init__(message)
+        self.again_s = again_s
 
 
 class Chores:
@@ -127,6 +136,8 @@ class Chores:
         extra = {"action": "chore_failed", **_names(chore)}
         try:
             self._handlers[chore.kind](self._farm, chore)
+        except NotYet as error:
+            return error.again_s
         except Transient as error:
             log.warning("A chore has to wait: %s", error, extra=extra)
         except Exception:

@@ -54,6 +54,12 @@ class Settings(BaseSettings):
     lease_s: float = Field(10.0, gt=0, description="How long a worker's right to a unit lasts unrenewed.")
     max_attempts: int = Field(5, ge=1, description="Failed or lost attempts before a unit is given up.")
     idempotency_expiry_s: int = Field(7 * 24 * 3600, ge=60)
+    keep_jobs_s: float = Field(
+        7 * 24 * 3600, ge=0, description="Seconds that Redis keeps a job after its end; its manifest stays in S3."
+    )
+    model_wait_s: float = Field(
+        60.0, gt=0, description="Seconds that work for a model may wait while workers are busy with other models."
+    )
 
     # -- the worker
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="`cuda` refuses to run without a GPU.")
@@ -67,6 +73,16 @@ class Settings(BaseSettings):
     max_resident_models: int = Field(1, ge=1, description="Models kept on the device at once.")
     torch_threads: int = Field(0, ge=0, description="CPU threads for torch; 0 leaves it to torch.")
     max_undelivered: int = Field(16, ge=1, description="Finished images that wait in memory for storage.")
+
+    # -- webhooks
+    webhook_secret: SecretStr | None = Field(
+        None, description="Signs webhooks: `whsec_` and base64; while it is changed two, separated by a blank."
+    )
+    webhook_allow_private: str = Field(
+        "",
+        description="Comma-separated hosts, addresses and networks beyond the public ones that webhooks may go to; "
+        "`true` is all.",
+    )
 
     # -- the API
     log_format: Literal["text", "json"] = "text"
