@@ -43,11 +43,7 @@ class Recipe(Picture):
 
     def to_json(self) -> str:
         """Return the recipe as compact JSON; what has its default is left out."""
-        told: dict[str, Any] = {"version": RECIPE_VERSION}
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if value != _default(each):
-                told[each.name] = _plain(value)
+        told = {"version": RECIPE_VERSION, **told_of(self)}
         return json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     @classmethod
@@ -69,6 +65,16 @@ class Recipe(Picture):
             return _ADAPTER.validate_python({key: value for key, value in told.items() if key != "version"})
         except (ValueError, KeyError, TypeError, RecursionError) as error:  # a ValidationError is a ValueError
             raise Refused(f"the recipe is damaged: {_reason(error)}") from error
+
+
+def told_of(picture: Picture) -> dict[str, Any]:
+    """Return the parameters of a picture, or of a whole recipe, as JSON values; what has its default is left out."""
+    told: dict[str, Any] = {}
+    for each in fields(picture):
+        value = getattr(picture, each.name)
+        if value != _default(each):
+            told[each.name] = _plain(value)
+    return told
 
 
 def _default(each: Field[Any]) -> object:
