@@ -91,6 +91,8 @@ def expand(
         num_entries=len(entries),
         created_at=created_at,
         runs=runs_of([entry.num_images for entry in entries]),
+        reuse=spec.reuse,
+        webhook=spec.webhook,
     )
     return ExpandedJob(header=header, entries=entries)
 
@@ -279,7 +281,7 @@ def locate(runs: Sequence[Run], index: int) -> tuple[int, int]:
     return run.first_entry + entry, image
 
 
-def unit_of(header: Header, entry: Entry, *, index: int, attempt: int) -> Unit:
+def unit_of(header: Header, entry: Entry, *, index: int, attempt: int, alone: bool = False) -> Unit:
     """Return unit `index` of a job, whose prompt entry is `entry`."""
     _, image = locate(header.runs, index)
     picture = {name: getattr(entry, name) for name in _PICTURE_FIELDS}
@@ -291,4 +293,6 @@ def unit_of(header: Header, entry: Entry, *, index: int, attempt: int) -> Unit:
         model=header.model,
         reproducibility=header.reproducibility,
         output=header.output,
+        reuse=header.reuse,
+        alone=alone,
     )

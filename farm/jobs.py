@@ -117,6 +117,20 @@ class HiresSpec(BaseModel):
     )
 
 
+WebhookEvent = Literal["job.started", "job.done", "job.failed", "job.cancelled"]
+
+
+class WebhookSpec(BaseModel):
+    """Where to tell of a job's events, as Standard Webhooks says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+    events: tuple[WebhookEvent, ...] = Field(
+        ("job.done", "job.failed", "job.cancelled"), min_length=1, description="Which events to tell of."
+    )
+
+
 class PromptSpec(BaseModel):
     """One prompt with parameters of its own; what it leaves out comes from the job."""
 
@@ -169,6 +183,11 @@ class JobSpec(BaseModel):
     output: Output = Output()
     priority: Priority = Priority.NORMAL
     reproducibility: Reproducibility = Reproducibility.FAST
+    reuse: bool = Field(
+        default=False,
+        description="Answer images that were made before, byte for byte the same, from storage; `invariant` only.",
+    )
+    webhook: WebhookSpec | None = Field(None, description="Where to tell of the job's events.")
     labels: dict[
         Annotated[str, StringConstraints(min_length=1, max_length=64)],
         Annotated[str, StringConstraints(max_length=256)],
@@ -243,6 +262,8 @@ class Header:
     num_entries: int
     created_at: float  # Unix time, seconds
     runs: tuple[Run, ...]
+    reuse: bool = False
+    webhook: WebhookSpec | None = None
 
 
 class Run(NamedTuple):
@@ -279,6 +300,8 @@ class Unit(Picture):
     model: str
     reproducibility: Reproducibility
     output: Output
+    reuse: bool = False
+    alone: bool = False  # suspected of killing workers: rendered with nothing beside it
 
     @property
     def hint(self) -> Hint:
@@ -298,7 +321,7 @@ class UnitState(StrEnum):
     RENDERING = "rendering"  # a worker holds a lease
     STORED = "stored"  # in S3, counted once
     FAILED = "failed"  # given up, with a reason
-    CANCELLED = "cancelled"  # its job was cancelled first
+    CANCELLED = "cancelled"  # it, or its job, was cancelled first
 
 
 class JobState(StrEnum):
@@ -306,7 +329,8 @@ class JobState(StrEnum):
 
     QUEUED = "queued"  # no image has been started
     RENDERING = "rendering"  # some image has been started, some is not settled
-    DONE = "done"  # every image is stored
+    PAUSED = "paused"  # nothing of it starts until it is resumed; images that had been started are finished
+    DONE = "done"  # every image is stored, but for those cancelled singly
     FAILED = "failed"  # every image is settled, at least one failed
     CANCELLED = "cancelled"  # cancelled before every image was settled
 
@@ -328,12 +352,15 @@ class Counts:
     cancelled: int
 
 
-def derive_state(counts: Counts, *, cancelled: bool) -> JobState:
+def derive_state(counts: Counts, *, cancelled: bool, paused: bool = False) -> JobState:
     """Return the state of a job with these counts."""
-    if counts.stored + counts.failed == counts.total:
-        return JobState.FAILED if counts.failed else JobState.DONE
-    if cancelled:
+    is_settled = counts.stored + counts.failed + counts.cancelled == counts.total
+    if counts.cancelled and (cancelled or counts.cancelled == counts.total):
         return JobState.CANCELLED
+    if is_settled:
+        return JobState.FAILED if counts.failed else JobState.DONE
+    if paused and not counts.rendering:
+        return JobState.PAUSED
     if counts.stored or counts.failed or counts.rendering:
         return JobState.RENDERING
     return JobState.QUEUED

@@ -70,7 +70,12 @@ class Settings(BaseSettings):
     )
     worker_models: str = Field("", description="Comma-separated catalog names to serve; empty means all.")
     max_batch: int = Field(8, ge=1, le=64, description="Seats of a lane: images that share one forward pass.")
-    max_resident_models: int = Field(1, ge=1, description="Models kept on the device at once.")
+    max_resident_models: int = Field(
+        0, ge=0, description="Models kept on the device at once, at most; 0 for as many as its memory holds."
+    )
+    ram_share: float = Field(
+        0.5, gt=0, le=1, description="Share of this machine's RAM for the weights of all of its workers together."
+    )
     torch_threads: int = Field(0, ge=0, description="CPU threads for torch; 0 leaves it to torch.")
     max_undelivered: int = Field(16, ge=1, description="Finished images that wait in memory for storage.")
 

@@ -140,8 +140,9 @@ class Upkeep:
     def _watch_cancellations(self) -> None:
         while not self._stopped.is_set():
             try:
-                for job in self._ledger.cancellations(timeout_s=_WATCH_S):
-                    self._renderer.cancel(job)
+                for news in self._ledger.news(timeout_s=_WATCH_S):
+                    if news.job is not None:
+                        self._renderer.cancel(news.job, news.index)
             except LedgerDown:  # what is missed meanwhile, the next renewal tells
                 self._stopped.wait(_OUTAGE_PAUSE_S)
             except Exception:

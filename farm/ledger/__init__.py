@@ -5,13 +5,34 @@ Every transition is one Lua script: atomic, and safe to repeat. A Celery message
 
 from farm.ledger.ledger import Ledger
 from farm.ledger.records import (
+    Chore,
+    Demand,
     Gpu,
     ImageStatus,
     JobStatus,
+    ModelDemand,
+    News,
     Opened,
     Rate,
+    TenantLimits,
+    TenantStatus,
     Throughput,
     WorkerReport,
 )
 
-__all__ = ["Gpu", "ImageStatus", "JobStatus", "Ledger", "Opened", "Rate", "Throughput", "WorkerReport"]
+__all__ = [
+    "Chore",
+    "Demand",
+    "Gpu",
+    "ImageStatus",
+    "JobStatus",
+    "Ledger",
+    "ModelDemand",
+    "News",
+    "Opened",
+    "Rate",
+    "TenantLimits",
+    "TenantStatus",
+    "Throughput",
+    "WorkerReport",
+]

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from typing import Any, Final
 
-from farm.jobs import ControlNet, Entry, Header, Hires, Output, Priority, Reproducibility, Run
+from farm.jobs import ControlNet, Entry, Header, Hires, Output, Priority, Reproducibility, Run, WebhookSpec
 from farm.prompts import Lora
 
 _FIELDS: Final = tuple(field.name for field in fields(Entry))
-STORED_TIMES_BYTES: Final = 10
-"""Bytes of one stored image's times: u32 tenths of seconds since creation, u24 render ms, u24 GPU ms; big endian."""
+STORED_TIMES_BYTES: Final = 12
+"""Bytes of a stored image: u32 tenths of seconds since creation, u24 render ms, u24 GPU ms, u16 node; big endian."""
 
 
 def _compact(value: object) -> str:
@@ -33,6 +33,8 @@ def encode_header(header: Header, base: Entry) -> str:
         "num_entries": header.num_entries,
         "created_at": header.created_at,
         "runs": header.runs,
+        "reuse": header.reuse,
+        "webhook": None if header.webhook is None else header.webhook.model_dump(),
         "base": asdict(base),
     }
     return _compact(document)
@@ -45,6 +47,8 @@ def decode_header(text: bytes | str) -> tuple[Header, Entry]:
     document["priority"] = Priority(document["priority"])
     document["reproducibility"] = Reproducibility(document["reproducibility"])
     document["output"] = Output.model_validate(document["output"])
+    if document["webhook"] is not None:
+        document["webhook"] = WebhookSpec.model_validate(document["webhook"])
     document["runs"] = tuple(Run(*run) for run in document["runs"])
     return Header(**document), base
 

@@ -25,18 +25,7 @@ from redis.retry import Retry
 from farm.errors import LedgerDown
 
 PREFIX: Final = "farm:"
-SCRIPTS: Final = (
-    "open",
-    "feed",
-    "rehint",
-    "claim",
-    "renew",
-    "stored",
-    "give_back",
-    "reap",
-    "cancel",
-    "report",
-)
+_SHARED: Final = ("keys", "backlog", "settling", "serving", "rates")
 _OUTAGE: Final = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyError, OutOfMemoryError)
 
 
@@ -61,11 +50,12 @@ class Connection:
 
     @cached_property
     def _scripts(self) -> dict[str, Script]:
-        folder = files("farm.ledger")
-        common = folder.joinpath("common.lua").read_text(encoding="utf-8")
+        folder = files("farm.ledger") / "scripts"
+        shared = "".join((folder / "shared" / f"{name}.lua").read_text(encoding="utf-8") for name in _SHARED)
         return {
-            name: self.redis.register_script(common + folder.joinpath(f"{name}.lua").read_text(encoding="utf-8"))
-            for name in SCRIPTS
+            script.name.removesuffix(".lua"): self.redis.register_script(shared + script.read_text(encoding="utf-8"))
+            for script in folder.iterdir()
+            if script.name.endswith(".lua")
         }
 
     def run(self, script: str, *args: str | float | bytes) -> Any:

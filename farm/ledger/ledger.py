@@ -1,4 +1,7 @@
-"""The transitions of units and jobs. Reads are in reports.py; both share one connection."""
+"""The transitions of jobs and units, and the one name for all that the ledger does.
+
+Reads are in reports.py; what concerns workers, tenants and chores in files of these names. All share one connection.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +11,28 @@ from functools import lru_cache
 from itertools import islice
 from typing import Final
 
-from farm.errors import IdempotencyConflict, LedgerDown, QueueFull, UnknownJob
+from farm.errors import IdempotencyConflict, LedgerDown, QueueFull, Refused, UnknownJob
 from farm.expand import locate, unit_of
-from farm.jobs import Entry, ExpandedJob, Header, Hint, Priority, Unit
+from farm.jobs import Entry, ExpandedJob, Header, Hint, Unit
+from farm.ledger.chores import Chores
 from farm.ledger.codec import decode_entry, decode_header, encode_entries, encode_header
 from farm.ledger.connection import PREFIX, Connection, translate_outage
-from farm.ledger.records import JobStatus, Opened, WorkerReport
+from farm.ledger.records import ImageStatus, JobStatus, Opened
 from farm.ledger.reports import Reports
+from farm.ledger.servers import Servers
+from farm.ledger.tenants import Tenants
 from farm.settings import Settings
 
 _STAGED_PER_CALL: Final = 1000  # keeps each command, and so every other client's wait, below about 10 ms
 _STAGING_EXPIRY_S: Final = 600
-_FORGET_WORKER_S: Final = 600
 _REAP_LIMIT: Final = 256
+_RETRIED_PER_CALL: Final = 500
+_SUSPECT_AFTER_DEATHS: Final = 2
+"""A unit whose workers died this often is rendered alone: then the next death has one suspect."""
 _MAX_REASON_CHARS: Final = 2000
 
 
-class Ledger(Reports):
+class Ledger(Reports, Servers, Tenants, Chores):
     """Progress of every job, in Redis.
 
     Any number of processes may use it at once. All methods raise LedgerDown while Redis does not answer; repeating a
@@ -39,8 +47,13 @@ class Ledger(Reports):
         lease_s: float,
         max_attempts: int,
         idempotency_expiry_s: int,
+        keep_jobs_s: float,
     ) -> None:
-        super().__init__(connection, lease_s=lease_s)
+        Reports.__init__(self, connection)
+        Servers.__init__(self, connection, alive_s=lease_s)
+        Tenants.__init__(self, connection)
+        Chores.__init__(self, connection, keep_jobs_s=keep_jobs_s)
+        self._lease_s = lease_s
         self._max_attempts = max_attempts
         self._idempotency_expiry_s = idempotency_expiry_s
         self._decode_header = lru_cache(maxsize=256)(decode_header)
@@ -64,6 +77,7 @@ class Ledger(Reports):
             lease_s=settings.lease_s,
             max_attempts=settings.max_attempts,
             idempotency_expiry_s=settings.idempotency_expiry_s,
+            keep_jobs_s=settings.keep_jobs_s,
         )
 
     def close(self) -> None:
@@ -84,7 +98,7 @@ class Ledger(Reports):
 
         With an `idempotency_key` (per tenant) that was used before for the same `fingerprint` the earlier job is
         answered. Raises IdempotencyConflict for another fingerprint, QueueFull when the farm would hold more than
-        `max_queued_images`.
+        `max_queued_images`, or its tenant more than that one's limit.
         """
         header = job.header
         entries_key = f"{PREFIX}job:{header.id}:entries"
@@ -96,7 +110,7 @@ class Ledger(Reports):
                 pipe.rpush(entries_key, *piece)
             pipe.expire(entries_key, _STAGING_EXPIRY_S)
             pipe.execute()
-        outcome, detail = self._connection.run(
+        outcome, detail, *more = self._connection.run(
             "open",
             header.id,
             encode_header(header, job.entries[0]),
@@ -105,6 +119,7 @@ class Ledger(Reports):
             header.priority,
             header.total,
             header.num_entries,
+            "" if header.webhook is None else " ".join(header.webhook.events),
             idempotency_key or "",
             fingerprint,
             self._idempotency_expiry_s,
@@ -125,29 +140,70 @@ class Ledger(Reports):
                     f"({max_queued_images:,})",
                     retry_after_s=60,
                 )
+            case b"tenant_full":
+                raise QueueFull(
+                    f"{int(detail):,} images of tenant {header.tenant} wait already; with this job it would be more "
+                    f"than its limit ({int(more[0]):,})",
+                    retry_after_s=60,
+                )
             case _:  # a piece was sent twice or lost with the connection: nothing was kept
                 raise LedgerDown("the connection to Redis broke while the job was written; nothing was kept")
 
     def cancel(self, job_id: str) -> JobStatus:
-        """Cancel a job; a settled one stays as it is. Its running seats are told through `cancellations`.
+        """Cancel a job; a settled one stays as it is. Its running seats are told through `news`.
 
         Raises UnknownJob.
         """
-        if self._connection.run("cancel", job_id) == b"unknown":
-            raise UnknownJob(f"there is no job {job_id!r}", field="id", value=job_id)
+        return self._edit("cancel", job_id)
+
+    def pause(self, job_id: str) -> JobStatus:
+        """Let nothing more of a job start, what runs is finished; a settled one stays as it is. Raises UnknownJob."""
+        return self._edit("pause", job_id)
+
+    def resume(self, job_id: str) -> JobStatus:
+        """Let a paused job go on, ahead of its tenant's younger jobs. Raises UnknownJob."""
+        return self._edit("resume", job_id)
+
+    def _edit(self, script: str, job_id: str) -> JobStatus:
+        if self._connection.run(script, job_id) == b"unknown":
+            raise _unknown(job_id)
         return self.job(job_id)
+
+    def cancel_image(self, job_id: str, index: int) -> ImageStatus:
+        """Cancel one image; one that is stored, failed or cancelled stays as it is. Raises UnknownJob."""
+        if index < 0 or self._connection.run("cancel_image", job_id, index) == b"unknown":
+            raise UnknownJob(f"there is no image {index} of a job {job_id!r}", field="index", value=index)
+        return self.image(job_id, index)
+
+    def cancel_tenant(self, tenant: str) -> int:
+        """Cancel all jobs of a tenant that are not settled; return how many."""
+        outcomes = [self._connection.run("cancel", job_id) for job_id in self.open_jobs(tenant)]
+        return outcomes.count(b"cancelled")
+
+    def retry_failed(self, job_id: str) -> JobStatus:
+        """Let a job's failed images wait again, with no strike on their record.
+
+        Raises UnknownJob, and Refused for a job that was cancelled.
+        """
+        while True:
+            outcome, *count = self._connection.run("retry", job_id, _RETRIED_PER_CALL)
+            if outcome == b"unknown":
+                raise _unknown(job_id)
+            if outcome == b"cancelled":
+                raise Refused(f"job {job_id} was cancelled: send its prompts as a new job", field="id", value=job_id)
+            if count[0] < _RETRIED_PER_CALL:
+                return self.job(job_id)
 
     # -- units go out and come back
 
     def feed(self, model: str, limit: int = 64) -> list[Hint]:
         """Hand out the next units of `model` in fair order; each must be published to Celery.
 
-        Those given back come first, then priorities, then tenants in turn, then jobs in order. Not more than two
-        units for each live seat wait unclaimed; without a live worker there are none.
+        By priority, but a lower one that was passed over 16 times has its turn; then the tenant that has had the least
+        GPU time for its weight; then jobs in order; then images given back before fresh ones. Not more than two units
+        for each seat that serves the model wait unclaimed; without a live worker there are none.
         """
-        return _hints(
-            self._connection.run("feed", model, limit, self.alive_s, *(str(priority) for priority in Priority))
-        )
+        return _hints(self._connection.run("feed", model, limit, self.alive_s))
 
     def rehint(self, model: str, *, older_than_s: float, limit: int = 64) -> list[Hint]:
         """Return units handed out more than `older_than_s` ago and claimed by nobody: their messages are lost."""
@@ -155,13 +211,21 @@ class Ledger(Reports):
 
     def claim(self, hint: Hint, worker: str) -> Unit | None:
         """Grant `worker` a lease on the unit, or None: drop the message (stored, cancelled, held, or stale)."""
-        header_json, _outcome = self._connection.run(
-            "claim", hint.job, hint.index, hint.attempt, worker, self._lease_s, secrets.token_hex(6)
+        header_json, outcome = self._connection.run(
+            "claim",
+            hint.job,
+            hint.index,
+            hint.attempt,
+            worker,
+            self._lease_s,
+            secrets.token_hex(6),
+            _SUSPECT_AFTER_DEATHS,
         )
         if header_json is None:
             return None
         header, base = self._decode_header(header_json)
-        return unit_of(header, self._entry(header, base, hint.index), index=hint.index, attempt=hint.attempt)
+        entry = self._entry(header, base, hint.index)
+        return unit_of(header, entry, index=hint.index, attempt=hint.attempt, alone=outcome == b"1")
 
     def renew(self, worker: str, hints: Sequence[Hint]) -> frozenset[Hint]:
         """Extend the worker's leases; return the units that are not its any more."""
@@ -171,10 +235,11 @@ class Ledger(Reports):
         gone = self._connection.run("renew", worker, self._lease_s, *flat)
         return frozenset(hints[position - 1] for position in gone)
 
-    def stored(self, hint: Hint, worker: str, *, gpu_s: float, render_s: float) -> bool:
+    def stored(self, hint: Hint, worker: str, *, gpu_s: float, render_s: float, reused: bool = False) -> bool:
         """Count an image that lies in the store; False when it was counted before or is not this worker's to count.
 
-        `gpu_s` is its share of device time, `render_s` the time from admission to pixels.
+        `gpu_s` is its share of device time, `render_s` the time from admission to pixels; `reused` says that it was not
+        rendered but found.
         """
         outcome = self._connection.run(
             "stored",
@@ -185,29 +250,35 @@ class Ledger(Reports):
             node_of(worker),
             round(gpu_s * 1000),
             round(render_s * 1000),
+            int(reused),
         )
         return bool(outcome == b"counted")
 
-    def failed(self, hint: Hint, worker: str, reason: str, *, final: bool) -> bool:
+    def failed(self, hint: Hint, worker: str, reason: str, *, final: bool, delay_s: float = 0.0) -> bool:
         """Give a unit up with a reason: for good if `final`, else until it has used up its attempts.
 
-        Returns False when the unit was not this worker's any more.
+        With `delay_s` it is not handed out again before, give or take a heartbeat. Returns False when the unit was not
+        this worker's any more.
         """
-        outcome = self._give_back(hint, worker, reason[:_MAX_REASON_CHARS] or "no reason given", final=final)
+        reason = reason[:_MAX_REASON_CHARS] or "no reason given"
+        outcome = self._give_back(hint, worker, reason, final=final, delay_s=delay_s)
         return outcome in (b"again", b"failed")
 
     def release(self, hint: Hint, worker: str) -> bool:
         """Give a unit back unfinished, without a strike; False when it was not this worker's any more."""
         return self._give_back(hint, worker, "", final=False) == b"again"
 
-    def _give_back(self, hint: Hint, worker: str, reason: str, *, final: bool) -> bytes:
+    def _give_back(self, hint: Hint, worker: str, reason: str, *, final: bool, delay_s: float = 0.0) -> bytes:
         outcome: bytes = self._connection.run(
-            "give_back", hint.job, hint.index, hint.attempt, worker, reason, self._max_attempts, int(final)
+            "give_back", hint.job, hint.index, hint.attempt, worker, reason, self._max_attempts, int(final), delay_s
         )
         return outcome
 
     def reap(self) -> int:
-        """Take back units whose lease has expired; return how many."""
+        """Take back units whose lease has expired, and let those wait no longer whose delay is over.
+
+        Returns how many leases had expired.
+        """
         return self._reap("", "")
 
     def reap_node(self, node: str, *, keep: str) -> int:
@@ -218,31 +289,8 @@ class Ledger(Reports):
         return self._reap(node, keep)
 
     def _reap(self, node: str, keep: str) -> int:
-        again, failed = self._connection.run("reap", self._max_attempts, _REAP_LIMIT, node, keep)
+        again, failed = self._connection.run("reap", self._max_attempts, _REAP_LIMIT, node, keep, self.alive_s)
         return int(again) + int(failed)
-
-    # -- workers
-
-    def report(self, report: WorkerReport) -> None:
-        """Note a heartbeat. A worker silent for longer than a lease is taken for dead."""
-        stamped = report.model_copy(update={"seen_at": self._connection.now()})
-        self._connection.run(
-            "report",
-            report.name,
-            report.node,
-            stamped.model_dump_json(),
-            report.max_batch,
-            _FORGET_WORKER_S,
-            *report.models,
-        )
-
-    def forget(self, worker: str) -> None:
-        """Remove a worker that stops in good order."""
-        with translate_outage(), self._connection.redis.pipeline() as pipe:
-            pipe.hdel(f"{PREFIX}workers", worker)
-            pipe.zrem(f"{PREFIX}seen", worker)
-            pipe.srem(f"{PREFIX}holders", worker)
-            pipe.execute()
 
     def _entry(self, header: Header, base: Entry, index: int) -> Entry:
         position, _ = locate(header.runs, index)
@@ -251,6 +299,10 @@ class Ledger(Reports):
         if text is None:
             raise UnknownJob(f"job {header.id} has lost its prompt {position}", field="id", value=header.id)
         return decode_entry(text, base)
+
+
+def _unknown(job_id: str) -> UnknownJob:
+    return UnknownJob(f"there is no job {job_id!r}", field="id", value=job_id)
 
 
 def node_of(worker: str) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from farm.jobs import Counts, Header, JobState, UnitState, derive_state
+from farm.jobs import Counts, Header, JobState, Priority, UnitState, derive_state
 
 
 class Opened(NamedTuple):
@@ -30,11 +30,13 @@ class JobStatus:
     retries: int  # hand-outs beyond the first, over all images
     images_per_s: float | None  # over the job's run so far; None before the first image
     eta_s: float | None  # seconds until its last image; None when unknown, 0 when settled
+    paused: bool = False
+    reused: int = 0  # of the stored images, those that were answered from storage
 
     @property
     def state(self) -> JobState:
         """Derived from the counts, by the one function."""
-        return derive_state(self.counts, cancelled=self.cancelled)
+        return derive_state(self.counts, cancelled=self.cancelled, paused=self.paused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class ImageStatus:
     stored_at: float | None = None  # Unix time
     render_s: float | None = None  # from its seat's admission to its pixels
     gpu_s: float | None = None  # its share of device time
+    worker: str | None = None  # the node that stored it
     error: str | None = None
     history: tuple[str, ...] = ()  # reasons of lost or failed attempts, oldest first
 
@@ -77,7 +80,8 @@ class WorkerReport(BaseModel):
     node: str = Field(description="Stable name of the GPU's seat in the farm, such as host:gpu0.")
     pid: int
     device: str
-    models: tuple[str, ...] = Field(description="Models whose queues it reads.")
+    models: tuple[str, ...] = Field(description="Models that it may serve.")
+    serving: tuple[str, ...] | None = Field(None, description="Models whose queues it reads now; None: all of them.")
     resident: tuple[str, ...] = Field((), description="Models on the device now.")
     max_batch: int
     running: int = Field(0, description="Seats taken now.")
@@ -115,3 +119,75 @@ class Throughput:
     by_worker: dict[str, tuple[Rate, ...]] = field(default_factory=dict)
     queued_images: int = 0
     rendering_images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TenantLimits:
+    """What part of the farm a tenant gets."""
+
+    weight: float = 1.0  # of GPU time, beside the others that want some
+    max_queued_images: int | None = None
+    max_running: int | None = None  # images in flight: handed out or in a seat
+
+
+@dataclass(frozen=True, slots=True)
+class TenantStatus:
+    """A tenant as it stands."""
+
+    name: str
+    limits: TenantLimits
+    queued: int  # images that wait, in paused jobs too
+    running: int  # images handed out or in a seat
+    images: int  # stored, since it was first heard of
+    gpu_s: float  # of these
+    open_jobs: int  # not settled
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDemand:
+    """The work that waits for one model."""
+
+    queued: int  # images in the backlog
+    handed: int  # handed out, not claimed
+    share: float  # of the workers, by the weights of the tenants that wait; all models' sum to 1
+    served_by: float  # workers that serve it; one that serves three models is a third
+    lag_s: float  # worker seconds it was entitled to and did not get while it waited; negative: got in excess
+    top_priority: Priority  # the highest that waits
+    unserved_since: float | None  # when its work began to wait without a worker; None while it has one
+    image_s: float  # GPU seconds of an image, on average so far; 1 before the first
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """All that waits, at one moment. `version` changes with every worker that changes what it serves."""
+
+    now: float  # by the ledger's clock
+    version: int
+    workers: int  # alive, that may serve at least one of the models
+    models: dict[str, ModelDemand]
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Either work for a model, or a job or one of its images was cancelled."""
+
+    model: str | None = None
+    job: str | None = None
+    index: int | None = None  # None: all of the job
+
+
+@dataclass(frozen=True, slots=True)
+class Chore:
+    """Something to do for a job: write its manifest, tell its webhook, let it expire."""
+
+    kind: str
+    job: str
+    event: str
+    count: int  # how often the job has settled: after a retry of failed images it settles again
+    due_at: float
+    tries: int  # that failed
+
+    @property
+    def member(self) -> str:
+        """Its name on the list of its kind, and the same whenever it comes again."""
+        return f"{self.job}|{self.event}|{self.count}"

@@ -1,10 +1,9 @@
-"""What the ledger knows, read without changing it: jobs, images, workers, throughput."""
+"""What the ledger knows, read without changing it: jobs, images, throughput."""
 
 from __future__ import annotations
 
 import json
 import struct
-import time
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -14,7 +13,7 @@ from farm.jobs import Counts, UnitState
 from farm.ledger.codec import STORED_TIMES_BYTES, decode_entry, decode_header
 from farm.ledger.connection import PREFIX, Connection, translate_outage
 from farm.ledger.rates import WINDOWS, rate_of, sum_buckets
-from farm.ledger.records import ImageStatus, JobStatus, Rate, Throughput, WorkerReport
+from farm.ledger.records import ImageStatus, JobStatus, Rate, Throughput
 
 _STATUS_FIELDS: Final = (
     "header",
@@ -26,24 +25,20 @@ _STATUS_FIELDS: Final = (
     "cancelled_at",
     "started_at",
     "finished_at",
+    "paused_at",
+    "dropped",
+    "reused",
 )
 _STORED: Final = _STATUS_FIELDS.index("stored")
 _FINISHED_AT: Final = _STATUS_FIELDS.index("finished_at")
 
 
 class Reports:
-    """The ledger's reads."""
+    """The ledger's reads of jobs and of what was done."""
 
-    def __init__(self, connection: Connection, *, lease_s: float) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._redis = connection.redis
-        self._lease_s = lease_s
-        self._listener: Any = None
-
-    @property
-    def alive_s(self) -> float:
-        """Seconds after its last heartbeat that a worker is still taken for alive."""
-        return self._lease_s
 
     def ping(self) -> None:
         """Raise LedgerDown unless Redis answers."""
@@ -85,7 +80,8 @@ class Reports:
         header, _ = decode_header(row[0])
         rendering, stored, failed, retries, gpu_ms = (int(value) for value in row[1:6])
         cancelled_at, started_at, finished_at = (None if value is None else float(value) for value in row[6:9])
-        unsettled = header.total - stored - failed
+        dropped, reused = (int(value or 0) for value in row[10:12])
+        unsettled = header.total - stored - failed - dropped
         is_cancelled = cancelled_at is not None
         counts = Counts(
             total=header.total,
@@ -93,7 +89,7 @@ class Reports:
             rendering=0 if is_cancelled else rendering,
             stored=stored,
             failed=failed,
-            cancelled=unsettled if is_cancelled else 0,
+            cancelled=dropped + (unsettled if is_cancelled else 0),
         )
         rate: float | None = None
         if started_at is not None and stored:
@@ -115,6 +111,8 @@ class Reports:
             retries=retries,
             images_per_s=rate,
             eta_s=eta_s,
+            paused=row[9] is not None,
+            reused=reused,
         )
 
     def _waits_s(self, rows: Iterable[list[Any]]) -> dict[str, float]:
@@ -152,7 +150,10 @@ class Reports:
             pipe.hmget(f"{key}:failed", *indices)
             pipe.hmget(f"{key}:tries", *indices)
             pipe.hmget(f"{PREFIX}flight", *(f"{job_id}:{i}" for i in indices))
-            entry_texts, bits, times, failures, tries, flights = pipe.execute()
+            pipe.getrange(f"{key}:dropped", indices[0] // 8, indices[-1] // 8)
+            pipe.hgetall(f"{PREFIX}nodes")
+            entry_texts, bits, times, failures, tries, flights, dropped, nodes = pipe.execute()
+        node_names = {int(number): name.decode() for name, number in nodes.items()}
         entries = [decode_entry(text, base) for text in entry_texts]
         images = []
         for at, index in enumerate(indices):
@@ -160,14 +161,16 @@ class Reports:
             entry = entries[position - first_entry]
             tried = json.loads(tries[at]) if tries[at] else {}
             stored = _bit(bits, index - indices[0] // 8 * 8)
-            leased = flights[at] is not None and not flights[at].endswith(b"||")
+            leased = flights[at] is not None and b"|||" not in flights[at]  # no worker, no token: not claimed
             state = _unit_state(
                 stored=stored,
                 failed=failures[at] is not None,
-                cancelled=cancelled_at is not None,
+                cancelled=cancelled_at is not None or _bit(dropped, index - indices[0] // 8 * 8),
                 leased=leased,
             )
-            stored_ds, render_ms, gpu_ms = _times(times[at * width : (at + 1) * width]) if stored else (0, 0, 0)
+            stored_ds, render_ms, gpu_ms, node = (
+                _times(times[at * width : (at + 1) * width]) if stored else (0, 0, 0, 0)
+            )
             images.append(
                 ImageStatus(
                     index=index,
@@ -179,18 +182,12 @@ class Reports:
                     stored_at=header.created_at + stored_ds / 10 if stored else None,
                     render_s=render_ms / 1000 if stored else None,
                     gpu_s=gpu_ms / 1000 if stored else None,
+                    worker=node_names.get(node),
                     error=failures[at].decode() if failures[at] else None,
                     history=tuple(tried.get("history", ())),
                 )
             )
         return images
-
-    def workers(self) -> list[WorkerReport]:
-        """Return the last reports of the workers that are alive, by name."""
-        with translate_outage():
-            reports = [WorkerReport.model_validate_json(text) for text in self._redis.hvals(f"{PREFIX}workers")]
-        alive_since = self._connection.now() - self.alive_s
-        return sorted((report for report in reports if report.seen_at >= alive_since), key=lambda r: r.name)
 
     def images_by_model(self) -> dict[str, int]:
         """Return how many images of each model have been stored since the ledger began."""
@@ -238,36 +235,19 @@ class Reports:
             rendering_images=int(rendering),
         )
 
-    def cancellations(self, timeout_s: float) -> list[str]:
-        """Wait up to `timeout_s` for jobs to be cancelled; return their ids, none on a quiet wait.
-
-        Messages sent while nobody waits are lost: `renew` tells the same a little later.
-        """
-        ids: list[str] = []
-        with translate_outage():
-            if self._listener is None:
-                listener = self._redis.pubsub()
-                listener.subscribe(f"{PREFIX}cancelled")
-                listener.get_message(timeout=1.0)  # the server's word that we listen, from here on
-                self._listener = listener
-            deadline_s = time.monotonic() + timeout_s
-            while message := self._listener.get_message(timeout=0 if ids else max(0.0, deadline_s - time.monotonic())):
-                if message["type"] == "message":  # or the echo of a subscription renewed after an outage
-                    ids.append(message["data"].decode())
-        return ids
-
 
 def _bit(bits: bytes, position: int) -> bool:
     byte = position // 8
     return byte < len(bits) and bool(bits[byte] >> (7 - position % 8) & 1)
 
 
-def _times(record: bytes) -> tuple[int, int, int]:
-    """Return (tenths of seconds since the job's creation, render ms, GPU ms)."""
+def _times(record: bytes) -> tuple[int, int, int, int]:
+    """Return (tenths of seconds since the job's creation, render ms, GPU ms, number of the node)."""
     return (
         struct.unpack(">I", record[:4])[0],
         int.from_bytes(record[4:7], "big"),
         int.from_bytes(record[7:10], "big"),
+        int.from_bytes(record[10:12], "big"),
     )
 
 

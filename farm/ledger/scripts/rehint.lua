@@ -7,13 +7,9 @@ local handed = P .. 'handed:' .. model
 local out = {}
 for _, member in ipairs(redis.call('ZRANGE', handed, '-inf', at - tonumber(ARGV[3]), 'BYSCORE', 'LIMIT', 0, ARGV[4])) do
   local job, index = split(member)
-  if is_cancelled(job) then
-    land(member, model)
-  else
-    redis.call('ZADD', handed, at, member)
-    out[#out + 1] = job
-    out[#out + 1] = index
-    out[#out + 1] = tostring((flight_of(member)))
-  end
+  redis.call('ZADD', handed, at, member)
+  out[#out + 1] = job
+  out[#out + 1] = index
+  out[#out + 1] = tostring((flight_of(member)))
 end
 return out

@@ -1,12 +1,12 @@
--- Take expired leases back, or, with a node given, all leases of the node's earlier processes.
--- ARGV: now, max attempts, limit, node or '', worker to keep
+-- Take expired leases back, or, with a node given, all leases of the node's earlier processes; let units that were told
+-- to wait go on; forget workers that are silent.
+-- ARGV: now, max attempts, limit, node or '', worker to keep, seconds a silent worker counts as alive
 -- Returns {units back in the queue, units failed}
 local at, max_attempts, limit = now(), tonumber(ARGV[2]), tonumber(ARGV[3])
 local result = { again = 0, failed = 0, cancelled = 0 }
 
 local function take_back(member, reason)
-  local model = redis.call('HGET', job_key(split(member)), 'model')
-  local outcome = give_back(member, model, reason, max_attempts, at)
+  local outcome = give_back(member, at, reason, max_attempts, true, 0)
   result[outcome] = result[outcome] + 1
 end
 
@@ -15,6 +15,17 @@ if ARGV[4] == '' then
     local _, worker = flight_of(member)
     take_back(member, 'lease of ' .. worker .. ' expired')
   end
+  for _, member in ipairs(redis.call('ZRANGE', P .. 'later', '-inf', at, 'BYSCORE', 'LIMIT', 0, limit)) do
+    redis.call('ZREM', P .. 'later', member)
+    local job, index = split(member)
+    local facts = facts_of(job)
+    if not is_unwanted(job, index, facts) then
+      redis.call('RPUSH', job_key(job) .. ':again', index)
+      add_waiting(job, facts, 1, true)
+      tell_of_work(facts.model)
+    end
+  end
+  drop_silent_servers(at, tonumber(ARGV[6]))
 else
   local prefix = ARGV[4] .. '#'
   for _, worker in ipairs(redis.call('SMEMBERS', P .. 'holders')) do
@@ -23,6 +34,7 @@ else
         take_back(member, worker .. ' died')
       end
       redis.call('SREM', P .. 'holders', worker)
+      drop_server(worker)
     end
   end
 end

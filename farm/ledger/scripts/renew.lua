@@ -4,12 +4,13 @@
 local at, worker, lease = now(), ARGV[2], tonumber(ARGV[3])
 local gone = {}
 for i = 4, #ARGV, 3 do
-  local job, member = ARGV[i], member_of(ARGV[i], ARGV[i + 1])
+  local job, index = ARGV[i], ARGV[i + 1]
+  local member = member_of(job, index)
   local attempt, holder = flight_of(member)
   if attempt ~= tonumber(ARGV[i + 2]) or holder ~= worker then
     gone[#gone + 1] = (i - 4) / 3 + 1
-  elseif is_cancelled(job) then
-    land(member, redis.call('HGET', job_key(job), 'model'))
+  elseif redis.call('HEXISTS', job_key(job), 'cancelled_at') == 1 then
+    land(member, facts_of(job))
     gone[#gone + 1] = (i - 4) / 3 + 1
   else
     redis.call('ZADD', P .. 'leases', at + lease, member)

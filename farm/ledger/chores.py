@@ -1,0 +1,48 @@
+"""What is left to do when a job starts or settles: written by the script that commits the state, done by anybody.
+
+A chore that is taken comes again when its lease ends, unless it was done: so it is done at least once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from farm.ledger.connection import Connection
+from farm.ledger.records import Chore
+
+
+class Chores:
+    """The durable to-do list, and what its doers tell the ledger."""
+
+    def __init__(self, connection: Connection, *, keep_jobs_s: float) -> None:
+        self._connection = connection
+        self._keep_jobs_s = keep_jobs_s
+
+    def take_chores(self, kinds: Sequence[str], *, limit: int = 16, lease_s: float = 60.0) -> list[Chore]:
+        """Return chores that are due, at most `limit` of each kind; nobody else gets them for `lease_s`."""
+        flat = self._connection.run("chores", limit, lease_s, *kinds)
+        return [_chore(*flat[i : i + 4]) for i in range(0, len(flat), 4)]
+
+    def chore_done(self, chore: Chore) -> None:
+        """Take a chore off the list."""
+        self._connection.run("chore_end", chore.kind, chore.member, "")
+
+    def chore_later(self, chore: Chore, delay_s: float) -> None:
+        """Try a chore again in `delay_s`; it remembers how often it was tried."""
+        self._connection.run("chore_end", chore.kind, chore.member, delay_s)
+
+    def manifest_written(self, job_id: str) -> bool:
+        """Note that a settled job's manifest is in the store; False when the job is not settled any more.
+
+        From then on it may expire, `keep_jobs_s` after its end: a chore of the kind "expire" says when.
+        """
+        return bool(self._connection.run("manifest", job_id, self._keep_jobs_s))
+
+    def expire_job(self, job_id: str) -> bool:
+        """Forget a job whose manifest is in the store; False when it cannot go yet, or is gone."""
+        return bool(self._connection.run("expire", job_id))
+
+
+def _chore(kind: bytes, member: bytes, due_at: bytes, tries: bytes) -> Chore:
+    job, event, count = member.decode().split("|")
+    return Chore(kind=kind.decode(), job=job, event=event, count=int(count), due_at=float(due_at), tries=int(tries))
