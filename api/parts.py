@@ -9,6 +9,7 @@ from anyio import CapacityLimiter
 from celery import Celery
 from fastapi import Depends, Request
 
+from api.webhooks.sending import Sender
 from farm.catalog import Catalog, load_catalog
 from farm.ledger import Ledger
 from farm.queue import make_celery
@@ -17,6 +18,7 @@ from farm.storage import Store
 
 _MAX_PROBES: Final = 4
 _MAX_DECODERS: Final = 2
+_MAX_TESTERS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +33,12 @@ class Parts:
     started_at: float  # Unix time
     probes: CapacityLimiter  # threads of the readiness probe
     decoders: CapacityLimiter  # threads that decode uploaded pictures
+    webhooks: Sender
+    testers: CapacityLimiter  # threads that wait for a receiver while a client waits for them
 
 
 def build_parts(settings: Settings, *, started_at: float) -> Parts:
-    """Build everything from the settings. Connects to nothing; raises Fatal for a broken catalog file."""
+    """Build everything from the settings. Connects to nothing; raises Fatal for a broken setting or catalog file."""
     return Parts(
         settings=settings,
         catalog=load_catalog(settings.catalog_file),
@@ -45,6 +49,8 @@ def build_parts(settings: Settings, *, started_at: float) -> Parts:
         started_at=started_at,
         probes=CapacityLimiter(_MAX_PROBES),
         decoders=CapacityLimiter(_MAX_DECODERS),
+        webhooks=Sender.of(settings),
+        testers=CapacityLimiter(_MAX_TESTERS),
     )
 
 
