@@ -89,6 +89,38 @@ class FarmClient:
         """Cancel a job; returns it as it stands then."""
         return self._ask("DELETE", f"/v1/jobs/{quote(job_id, safe='')}")
 
+    def cancel_image(self, job_id: str, index: int) -> Json:
+        """Cancel one image of a job; returns the image as it stands then."""
+        return self._ask("DELETE", f"/v1/jobs/{quote(job_id, safe='')}/images/{index}")
+
+    def pause(self, job_id: str) -> Json:
+        """Pause a job; returns it as it stands then."""
+        return self._ask("POST", f"/v1/jobs/{quote(job_id, safe='')}/pause")
+
+    def resume(self, job_id: str) -> Json:
+        """Resume a job; returns it as it stands then."""
+        return self._ask("POST", f"/v1/jobs/{quote(job_id, safe='')}/resume")
+
+    def retry(self, job_id: str) -> Json:
+        """Let the failed images of a job wait again; returns it as it stands then."""
+        return self._ask("POST", f"/v1/jobs/{quote(job_id, safe='')}/retry")
+
+    def tenants(self) -> list[Json]:
+        """Return the tenants with their limits and their use of the farm."""
+        return items(self._ask("GET", "/v1/tenants"))
+
+    def tenant(self, name: str) -> Json:
+        """Return one tenant."""
+        return self._ask("GET", f"/v1/tenants/{quote(name, safe='')}")
+
+    def set_tenant(self, name: str, limits: Mapping[str, Any]) -> Json:
+        """Set all limits of a tenant; returns it as it stands then."""
+        return self._ask("PUT", f"/v1/tenants/{quote(name, safe='')}", json=limits)
+
+    def cancel_tenant(self, name: str) -> Json:
+        """Cancel all jobs of a tenant; the answer tells how many."""
+        return self._ask("POST", f"/v1/tenants/{quote(name, safe='')}/cancel")
+
     def throughput(self) -> Json:
         """Return the farm's rates."""
         return self._ask("GET", "/v1/throughput")

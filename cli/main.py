@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import models, promptfiles, show, watch
+from cli import edits, models, promptfiles, show, tenants, watch
 from cli.client import DEFAULT_API, FarmClient
 from cli.download import download as download_images
 from cli.exits import CliError, Exit
@@ -28,6 +28,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(models.app, name="models")
+app.add_typer(tenants.app, name="tenants")
+app.add_typer(edits.app)
 
 Api = Annotated[str, typer.Option("--api", envvar="FARM_API", metavar="URL", help="Where the farm's API is.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
@@ -102,6 +104,16 @@ def submit(
     ] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Yours to set; may be repeated.")] = None,
     output: Annotated[OutputFormat | None, typer.Option(help="File format.")] = None,
+    thumbnail: Annotated[int | None, typer.Option(metavar="PX", help="Also store a small version.")] = None,
+    upscale: Annotated[int | None, typer.Option(metavar="N", help="Also store a version N times as large.")] = None,
+    upscaler: Annotated[str | None, typer.Option(help="lanczos, or a model in upscalers/.")] = None,
+    safety_checker: Annotated[
+        bool | None, typer.Option("--safety-checker/--no-safety-checker", help="Black out what is not safe for work.")
+    ] = None,
+    reuse: Annotated[
+        bool | None, typer.Option("--reuse/--no-reuse", help="Take images that were made before from storage.")
+    ] = None,
+    webhook: Annotated[str | None, typer.Option(metavar="URL", help="Where to tell of the job's end.")] = None,
     wait: Annotated[bool, typer.Option(help="Follow the job to its end.")] = True,
     folder: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Bring the images here.")] = None,
     api: Api = DEFAULT_API,
@@ -125,11 +137,20 @@ def submit(
         "priority": priority,
         "reproducibility": reproducibility,
         "labels": promptfiles.parse_labels(label or []),
-        "output": None if output is None else {"format": output},
+        "output": given(
+            format=output, thumbnail_px=thumbnail, upscale=upscale, upscaler=upscaler, safety_checker=safety_checker
+        ),
+        "reuse": reuse,
+        "webhook": given(url=webhook),
     }
     body = promptfiles.build_body(files or [], prompt or [], options)
     with FarmClient(api) as client:
         raise typer.Exit(submit_job(client, body, wait=wait, folder=folder))
+
+
+def given(**options: object) -> dict[str, object]:
+    """Return the options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @app.command()
@@ -181,14 +202,6 @@ def watch_job(
     """Follow a job to its end. Ctrl-C leaves; the job goes on."""
     with FarmClient(api) as client:
         raise typer.Exit(follow(client, client.job(job), folder=folder))
-
-
-@app.command()
-def cancel(job: JobId, *, api: Api = DEFAULT_API) -> None:
-    """Cancel a job; images that are stored stay."""
-    with FarmClient(api) as client:
-        client.cancel(job)
-        show.console.print(show.job_table(client.job(job)))
 
 
 @app.command()

@@ -112,6 +112,7 @@ def build_body(
     if not all_prompts:
         raise CliError('nothing to render: name a prompt file, or -p "a prompt"', code=Exit.USAGE)
     given = {name: value for name, value in options.items() if value not in (None, {})}
-    if "labels" in given and isinstance(body.get("labels"), dict):
-        given["labels"] = {**body["labels"], **given["labels"]}
+    for name in ("labels", "output", "webhook"):  # of these, options change what they name and leave the rest
+        if name in given and isinstance(body.get(name), dict):
+            given[name] = {**body[name], **given[name]}
     return {"model": default_model, **body, **given, "prompts": all_prompts}

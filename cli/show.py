@@ -31,6 +31,7 @@ errors: Final = Console(
 STATE_STYLE: Final = {
     "queued": "yellow",
     "rendering": "cyan",
+    "paused": "blue",
     "done": "green",
     "failed": "red",
     "cancelled": "magenta",
@@ -148,10 +149,13 @@ def job_table(job: Json) -> Table:
         ("job", str(job.get("id"))),
         ("state", state_text(job)),
         ("model", escape(str(job.get("model", "")))),
+        ("priority", str(job.get("priority", "normal"))),
         ("images", f"{total_of(job)}: {', '.join(parts) or 'none'}"),
         ("created", age(job.get("created_at")) + " ago"),
     ]
-    if job.get("state") not in FINAL_STATES:
+    if job.get("paused"):
+        rows.append(("left", f"paused; farm resume {job.get('id')} lets it go on"))
+    elif job.get("state") not in FINAL_STATES:
         rows.append(("left", span(job.get("eta_s"))))
     rows.append(("rate", rate(job.get("images_per_s"))))
     if job.get("gpu_s"):
@@ -162,6 +166,25 @@ def job_table(job: Json) -> Table:
         rows.append(("labels", escape(" ".join(f"{key}={value}" for key, value in job["labels"].items()))))
     for name, value in rows:
         table.add_row(name, value)
+    return table
+
+
+def tenants_table(tenants: Sequence[Json]) -> Table:
+    """Return the table of tenants: their limits, then their use of the farm."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("tenant", no_wrap=True)
+    for name in ("weight", "max queued", "max running", "queued", "rendering", "images", "device time", "open jobs"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for tenant in tenants:
+        limits = (tenant.get(name) for name in ("max_queued_images", "max_running"))
+        table.add_row(
+            escape(str(tenant.get("name"))),
+            f"{tenant.get('weight', 1):g}",
+            *("-" if limit is None else str(limit) for limit in limits),
+            *(str(tenant.get(name, 0)) for name in ("queued_images", "rendering_images", "images_stored")),
+            span(tenant.get("gpu_s")),
+            str(tenant.get("open_jobs", 0)),
+        )
     return table
 
 

@@ -67,7 +67,9 @@ def told(job: dict[str, Any]) -> dict[str, Any]:
     over = job["state"] in FINAL_STATES
     failed = job["counts"]["failed"]
     left = "waiting for a worker" if job["state"] == "queued" else ""
-    if not over and job.get("eta_s") is not None:
+    if job.get("paused") and not over:
+        left = f"paused: farm resume {job['id']}"
+    elif not over and job.get("eta_s") is not None:
         left = f"{span(job['eta_s'])} left"
     if failed:
         left = f"{failed} failed  {left}"

@@ -66,7 +66,8 @@ def test_every_option_becomes_its_field(farm):
     """The command line's short words are the API's long ones."""
     arguments = (
         "submit -p x --model sd15 --steps 5 --guidance 0 --scheduler ddim --seed 0 -n 3 --width 64 --height 72 "
-        "--negative blur --priority bulk --reproducibility invariant --label a=b --label c=d --output webp --no-wait"
+        "--negative blur --priority bulk --reproducibility invariant --label a=b --label c=d --output webp "
+        "--thumbnail 96 --upscale 2 --upscaler lanczos --safety-checker --reuse --webhook https://x.example/h --no-wait"
     )
     result, seen = farm(*arguments.split(), answers=[(202, job("queued"), {})])
     assert result.exit_code == 0, result.output
@@ -84,7 +85,15 @@ def test_every_option_becomes_its_field(farm):
         "priority": "bulk",
         "reproducibility": "invariant",
         "labels": {"a": "b", "c": "d"},
-        "output": {"format": "webp"},
+        "output": {
+            "format": "webp",
+            "thumbnail_px": 96,
+            "upscale": 2,
+            "upscaler": "lanczos",
+            "safety_checker": True,
+        },
+        "reuse": True,
+        "webhook": {"url": "https://x.example/h"},
     }
     assert len(seen) == 1
 

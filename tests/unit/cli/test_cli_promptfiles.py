@@ -120,6 +120,18 @@ def test_nothing_to_render_is_refused():
         build_body([], [], {})
 
 
+def test_an_option_changes_only_its_part_of_what_a_file_says(tmp_path):
+    """`--output webp` over a file that asks for thumbnails leaves the thumbnails."""
+    body = {"prompts": ["x"], "output": {"format": "png", "thumbnail_px": 64}, "webhook": {"url": "a", "events": ["b"]}}
+    path = write(tmp_path / "a.json", json.dumps(body))
+    assert build_body([path], [], {"output": {"format": "webp"}, "webhook": {"url": "c"}}) == {
+        "model": "scenes",
+        "prompts": ["x"],
+        "output": {"format": "webp", "thumbnail_px": 64},
+        "webhook": {"url": "c", "events": ["b"]},
+    }
+
+
 def test_labels_are_key_value_pairs():
     """The first = divides; without one it is a mistake."""
     assert parse_labels(["shoot=spring", "note=a=b", "empty="]) == {"shoot": "spring", "note": "a=b", "empty": ""}
