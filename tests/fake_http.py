@@ -31,9 +31,10 @@ def answering(answer):
             for name, value in {"Content-Length": str(len(payload)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(payload)
+            if self.command != "HEAD":
+                self.wfile.write(payload)
 
-        do_GET = do_POST = do_DELETE = handle_any  # noqa: N815  the names http.server calls
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815  the names http.server calls
 
         def log_message(self, *_):
             pass

@@ -1,0 +1,102 @@
+"""S3 fails in every way that it knows: finished images wait in memory, nothing is rendered twice, nothing is lost."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+
+from fake_http import answering
+from faulty import LEASE_S, MAX_BATCH
+
+pytestmark = pytest.mark.slow
+
+
+@contextmanager
+def killed(farm):
+    """Kill the server; start it again at the end."""
+    farm.s3.kill()
+    yield
+    farm.s3.start()
+
+
+@contextmanager
+def cut(farm):
+    """Cut the line."""
+    farm.s3_line.cut()
+    yield
+    farm.s3_line.mend()
+
+
+@contextmanager
+def hung(farm):
+    """Let nothing through."""
+    farm.s3_line.hang()
+    yield
+    farm.s3_line.mend()
+
+
+def answers(status, code):
+    """Return a fault: every request is answered with this error."""
+
+    @contextmanager
+    def answered(farm):
+        body = f"<Error><Code>{code}</Code><Message>on purpose</Message></Error>".encode()
+        with answering(lambda _: (status, body, {"Content-Type": "application/xml"})) as (url, seen):
+            farm.s3_line.divert(urlsplit(url).port)
+            yield
+            farm.s3_line.mend()
+            assert seen
+
+    return answered
+
+
+@pytest.mark.parametrize(
+    ("what", "lasts_s", "fault"),
+    [
+        ("S3 is killed", LEASE_S + 1, killed),
+        ("the network to S3 is cut", 0, cut),
+        ("the network to S3 hangs", 0, hung),
+        ("S3 answers 500", 0, answers(500, "InternalError")),
+        ("S3 answers 403", 0, answers(403, "AccessDenied")),
+        ("the disk of S3 is full", 0, answers(507, "InsufficientStorage")),
+    ],
+    ids=["killed", "cut", "hung", "500", "403", "full"],
+)
+def test_images_wait_while_the_storage_fails(farm, undisturbed, what, lasts_s, fault):
+    """Nothing can be stored until seats are all taken by what waits; then all is, each unit by its first worker."""
+    job = farm.post()
+    farm.wait_for_images(job, 2)
+    with farm.disturbed(what, job), fault(farm):
+        farm.wait(lambda: all(report.undelivered >= MAX_BATCH for report in farm.workers()))
+        stored = farm.stored(job)
+        time.sleep(lasts_s)  # for longer than a lease: leases of what waits are renewed
+        assert farm.stored(job) == stored
+    farm.finish(job, like=undisturbed)
+    assert farm.ledger.job(job).retries == 0
+
+
+def test_a_slow_storage_slows_and_loses_nothing(farm, undisturbed):
+    """Each piece of each answer comes late."""
+    job = farm.post()
+    farm.s3_line.slow(0.3)
+    farm.wait_for_images(job, 4)
+    with farm.disturbed("S3 is slow", job):
+        farm.s3_line.mend()
+    farm.finish(job, like=undisturbed)
+    assert farm.ledger.job(job).retries == 0
+
+
+def test_a_bucket_that_is_deleted_is_made_again(farm):
+    """Somebody deletes the bucket while a job renders: what is stored from then on lies in a new one."""
+    job = farm.post(steps=120)
+    farm.wait(lambda: farm.ledger.job(job).counts.rendering > 0)
+    assert farm.stored(job) == 0
+    with farm.disturbed("the bucket is deleted", job):
+        client, bucket = farm.store._client, farm.settings.s3_bucket
+        for key in farm.store.list():
+            client.delete_object(Bucket=bucket, Key=key)
+        client.delete_bucket(Bucket=bucket)
+    farm.finish(job)
