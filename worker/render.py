@@ -147,9 +147,9 @@ class Renderer:
                     self._leases[hint].is_lost = True
             self._engine.cancel(hint.job, hint.index)
 
-    def cancel(self, job: str) -> None:
-        """Stop work on all units of a cancelled job."""
-        self.lose([hint for hint in self.held if hint.job == job])
+    def cancel(self, job: str, index: int | None = None) -> None:
+        """Stop work on all units of a cancelled job, or on one."""
+        self.lose([hint for hint in self.held if hint.job == job and index in (None, hint.index)])
 
     def drain(self) -> None:
         """Finish nothing more: give back at once what waits for anything. The engine is stopped by its owner."""

@@ -33,7 +33,7 @@ class PretendRenderer:
         """Note them."""
         self.lost |= set(hints)
 
-    def cancel(self, job):
+    def cancel(self, job, index=None):
         """Note it."""
         self.cancelled.append(job)
 
