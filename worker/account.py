@@ -30,6 +30,10 @@ class EngineStats:
     running: int
     caps: Mapping[str, int]  # by lane: seats that memory or the catalog turned out to allow, where not max_batch
     resident_models: tuple[str, ...]
+    load_s: Mapping[str, float] = field(default_factory=dict)  # by model: what loading it typically took
+    loads: int = 0
+    unloads: int = 0
+    loading_s: float = 0.0  # spent on loads; no part of busy_s
 
 
 @dataclass(slots=True)

@@ -31,24 +31,21 @@ from farm.logs import configure_logging
 from farm.queue import RENDER_TASK, make_celery, queues
 from farm.settings import Settings
 from farm.storage import Store
-from farm.weights import Hub, Weights
 from worker.description import Description
 from worker.engine import Engine
 from worker.finishing import Finishing
 from worker.gpu import Device, DeviceLock, choose_device
 from worker.inputs import Pictures
-from worker.lora import LoraLibrary
-from worker.pipelines.loading import load_pipeline
+from worker.models import WorkerModels
 from worker.render import Renderer
 from worker.upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from celery import Celery
 
     from farm.catalog import Catalog
-    from worker.pipelines.base import Pipeline
 
 log: Final = logging.getLogger(__name__)
 
@@ -86,10 +83,12 @@ def run(settings: Settings) -> int:
         ledger = Ledger.connect(settings)
         store = Store.connect(settings)
         prepare_bucket(store)
+        weights = WorkerModels(settings, catalog, device)
         engine = Engine(
-            make_loader(settings, catalog, device),
+            weights.load,
             max_batch=settings.max_batch,
-            max_resident_models=settings.max_resident_models,
+            fits=weights.fits,
+            read_ahead=weights.read_ahead,
             finishing=Finishing(settings.models_dir, device.torch),
         )
         more_room = threading.Event()
@@ -114,37 +113,18 @@ def run(settings: Settings) -> int:
             nudge=more_room,
         )
         drain = Drain(renderer, engine)
+        weights.start()
         engine.start()
         drain.start()
         upkeep.start()
         log.info("worker %s is ready", name, extra={"action": "worker_ready", "device": device.kind})
         code = consume(app, node, models, renderer, drain, num_threads=settings.max_batch + _SPARE_THREADS)
         drain.finish()
+        weights.stop()
         upkeep.stop()
         say_goodbye(ledger, name)
         drain.over()
         return 1 if drain.lost_device else code
-
-
-def make_loader(settings: Settings, catalog: Catalog, device: Device) -> Callable[[str], Pipeline]:
-    """Return what loads a model by its name, with its LoRAs at hand, fetching what is not here from the hub."""
-    token = None if settings.hf_token is None else settings.hf_token.get_secret_value()
-    hub = Hub(token=token)
-    weights = Weights(settings.models_dir, hub)
-    loras = LoraLibrary(catalog, settings.models_dir / "loras", fetch=weights.file)
-
-    def load(model: str) -> Pipeline:
-        return load_pipeline(
-            catalog.row(model),
-            models_dir=settings.models_dir,
-            device=device.torch,
-            device_name=device.kind,
-            hub=hub,
-            loras=loras,
-            controlnets=catalog.controlnets,
-        )
-
-    return load
 
 
 def default_node(device: Device) -> str:

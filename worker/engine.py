@@ -18,6 +18,7 @@ import torch
 
 from farm.errors import Fatal, ModelBroken, RenderFailed, Transient
 from worker.account import Account, EngineStats, charge
+from worker.budget import one_at_a_time
 from worker.failures import as_ours, failure_of, is_out_of_memory
 from worker.finishing import Finishing
 from worker.pipelines.base import NO_INPUTS, Inputs
@@ -27,7 +28,7 @@ from worker.scheduler import DEFAULT_PATIENCE, Lane, Roster
 from worker.seat import BatchKey, EngineStopped, Rendered, Seat, UnitCancelled, passes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from farm.jobs import Hint, Unit
     from worker.pipelines.base import Pipeline
@@ -43,11 +44,16 @@ class Engine:
         load: Callable[[str], Pipeline],
         *,
         max_batch: int,
-        max_resident_models: int = 1,
+        fits: Callable[[Collection[str]], bool] = one_at_a_time,
+        read_ahead: Callable[[str], None] = lambda _model: None,
         patience: int = DEFAULT_PATIENCE,
         finishing: Finishing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Prepare to `load` models by name, and to keep those together that `fits` allows.
+
+        `read_ahead` is told of models that will be loaded; it must return at once.
+        """
         self._max_batch = max_batch
         self._finishing = finishing or Finishing()
         self._clock = clock
@@ -56,7 +62,9 @@ class Engine:
         self._lock = threading.Condition()
         self._making_tables = threading.Lock()
         self._roster: Roster[BatchKey, Seat] = Roster(max_batch, patience=patience)
-        self._residents = Residents(load, max_models=max_resident_models, clock=clock)
+        self._fits = fits
+        self._read_ahead = read_ahead
+        self._residents = Residents(load, fits=fits, clock=clock)
         self._runs = Runs(max_batch)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._closed: str | None = None  # why no more units are taken
@@ -83,6 +91,7 @@ class Engine:
         safety checker is missing; a checker that has to be downloaded is waited for.
         """
         self._finishing.prepare(unit)
+        self.expect(unit.model)
         first, second = passes_of(unit)
         if (pipeline := self._residents.peek(unit.model)) is not None:
             # A table's first making takes up to half a second: better here than between two steps of everybody, and
@@ -96,6 +105,12 @@ class Engine:
             self._roster.join(seat.key, seat)
             self._lock.notify_all()
         return seat.future
+
+    def expect(self, model: str) -> None:
+        """Prepare for units of `model` while others render: if it is not here, its weights are read ahead."""
+        if self._residents.peek(model) is None:
+            self._fits([model])  # measures it, here rather than between two steps of everybody
+            self._read_ahead(model)
 
     def cancel(self, job: str, index: int | None = None) -> int:
         """Cancel one unit of `job`, or all of them; return how many there were.
@@ -138,6 +153,10 @@ class Engine:
                 running=sum(len(lane.seated) for lane in self._roster),
                 caps={str(key): cap for key, cap in self._roster.caps.items()},
                 resident_models=self._residents.names,
+                load_s=self._residents.load_s,
+                loads=self._residents.loads,
+                unloads=self._residents.unloads,
+                loading_s=self._residents.loading_s,
             )
 
     def stop(self, *, drain_s: float = 0) -> list[Hint]:
@@ -184,8 +203,7 @@ class Engine:
             with self._lock:
                 if self._deadline is not None and (self._roster.is_empty or self._clock() >= self._deadline):
                     return None
-                residents = self._residents
-                lane = self._roster.next_lane(residents.names, has_room=residents.has_room)
+                lane = self._roster.next_lane(self._residents.has_room_for)
                 if lane is not None:
                     return lane
                 self._lock.wait()

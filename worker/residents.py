@@ -1,51 +1,75 @@
 """Which models are on the device: loaded on demand, the least recently used unloaded first, broken ones remembered.
 
-Used by the engine's thread alone. Deciding whose turn it is to be loaded is the roster's business.
+Used by the engine's thread alone, but for what says otherwise. Deciding whose turn it is to be loaded is the roster's
+business, what fits together the budget's (worker/budget.py).
 """
 
 from __future__ import annotations
 
+import gc
+import logging
+from collections import defaultdict, deque
+from functools import partial
+from statistics import median
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import torch
 
+from worker import ram
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from worker.pipelines.base import Pipeline
 
+log: Final = logging.getLogger(__name__)
+
 BROKEN_S: Final = 30.0
 """How long a model that failed to load is not tried again: the other units of a job would each wait for it to fail."""
+_LOADS_KEPT: Final = 5
+"""Loads that a model's typical load is taken from: a first one that downloads and hashes is soon outvoted."""
 
 
 class Residents:
-    """The models on the device, at most `max_models`."""
+    """The models on the device: as many as `fits` says may be there together."""
 
-    def __init__(self, load: Callable[[str], Pipeline], *, max_models: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        load: Callable[[str], Pipeline],
+        *,
+        fits: Callable[[Collection[str]], bool],
+        clock: Callable[[], float],
+    ) -> None:
         self._load = load
-        self._max_models = max_models
+        self._fits = fits
         self._clock = clock
         self._pipelines: dict[str, Pipeline] = {}  # least recently used first
         self._broken: dict[str, tuple[float, Exception]] = {}
+        self._load_times: defaultdict[str, deque[float]] = defaultdict(partial(deque, maxlen=_LOADS_KEPT))
+        self.load_s: Mapping[str, float] = MappingProxyType({})  # by model: a typical load, in seconds; never changed
+        self.loads = 0
+        self.unloads = 0
+        self.loading_s = 0.0  # in all
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Models on the device."""
+        """Models on the device; any thread may ask."""
         return tuple(self._pipelines)
 
-    @property
-    def has_room(self) -> bool:
-        """Whether another model may be loaded without unloading one."""
-        return len(self._pipelines) < self._max_models
+    def has_room_for(self, model: str) -> bool:
+        """Return whether `model` is here, or may be loaded without unloading another."""
+        return model in self._pipelines or self._fits((*self._pipelines, model))
 
     def get(self, model: str) -> Pipeline:
         """Return the pipeline of `model`, loading it if need be. Raises whatever loading raised."""
         if model not in self._pipelines:
             self._raise_if_broken(model)
-            while len(self._pipelines) >= self._max_models:
-                del self._pipelines[next(iter(self._pipelines))]
-            free_cached_memory()
-            self._pipelines[model] = self._load(model)
+            staying = list(self._pipelines)
+            while staying and not self._fits((*staying, model)):
+                del staying[0]
+            self._unload([name for name in self._pipelines if name not in staying], f"making room for {model}")
+            self._pipelines[model] = self._timed_load(model)
         pipeline = self._pipelines.pop(model)
         self._pipelines[model] = pipeline
         return pipeline
@@ -57,14 +81,38 @@ class Residents:
     def keep_only(self, model: str) -> bool:
         """Unload all models but `model` and free cached memory; return whether there were others."""
         others = [name for name in self._pipelines if name != model]
-        for name in others:
-            del self._pipelines[name]
+        self._unload(others, "out of memory")
         free_cached_memory()
         return bool(others)
 
     def remember_broken(self, model: str, error: Exception) -> None:
         """Make `get` raise `error` for a while instead of trying again."""
         self._broken[model] = (self._clock(), error)
+
+    def _timed_load(self, model: str) -> Pipeline:
+        began = self._clock()
+        pipeline = self._load(model)
+        elapsed_s = self._clock() - began
+        times = self._load_times[model]
+        times.append(elapsed_s)
+        self.load_s = MappingProxyType({**self.load_s, model: median(times)})
+        self.loads += 1
+        self.loading_s += elapsed_s
+        return pipeline
+
+    def _unload(self, models: Iterable[str], reason: str) -> None:
+        names = list(models)
+        if not names:
+            return
+        for name in names:
+            del self._pipelines[name]
+            self.unloads += 1
+            log.info("model %s unloaded: %s", name, reason, extra={"action": "model_unloaded", "model": name})
+        # Pipelines refer to themselves in places (an encoder to the model that it asks for its LoRAs), so that without
+        # a collection the weights would still be there while the next ones come.
+        gc.collect()
+        free_cached_memory()
+        ram.give_back()
 
     def _raise_if_broken(self, model: str) -> None:
         failed_at, error = self._broken.get(model, (0.0, None))

@@ -4,8 +4,9 @@ Time is counted in steps. The rules, and the promise that follows from them:
 
 1. The next step goes to the lane with the oldest unfinished unit; among equally old ones to the fullest lane.
 2. A lane takes waiting units in the order they came, up to its cap; a step carries its oldest seats, up to its cap.
-3. Loading a model is dear, so a model that is not resident is called only when the resident ones have nothing left to
-   do, or after `patience` steps without a change of models; then it is the turn of the one that stepped least recently.
+3. Loading a model is dear, so one whose loading drives out another is called only when the resident ones have nothing
+   left to do, or after `patience` steps without a change of models; then it is the turn of the one that stepped least
+   recently.
 
 So every step carries the oldest unfinished unit of the resident models, and nobody starves: with M models in demand,
 one of them resident at a time, a unit is finished at most M * R + (M - 1) * patience steps after it came, R being the
@@ -18,7 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Iterator
 
 DEFAULT_PATIENCE: Final = 200
 """Steps that resident models keep the device while another one waits: some ten images' worth."""
@@ -149,16 +150,15 @@ class Roster(Generic[K, P]):
             del self._lanes[key]
         return True
 
-    def next_lane(self, resident: Collection[str], *, has_room: bool = False) -> Lane[K, P] | None:
+    def next_lane(self, has_room_for: Callable[[str], bool]) -> Lane[K, P] | None:
         """Return the lane that steps next (rules 1 and 3), None when nobody sits or waits.
 
-        A lane of a model that is not `resident` is a demand to load it. With `has_room` that drives no other model
-        out, so that nobody's patience is asked for.
+        `has_room_for` says of a model whether it is resident or may become so without driving out another. A lane of
+        any other model is a demand for patience.
         """
-        if has_room:
-            return min(self, key=lambda x: (x.oldest, -x.demand), default=None)
-        home = [lane for lane in self if lane.key.model in resident]
-        away = [lane for lane in self if lane.key.model not in resident]
+        models = {model: has_room_for(model) for model in {lane.key.model for lane in self}}
+        home = [lane for lane in self if models[lane.key.model]]
+        away = [lane for lane in self if not models[lane.key.model]]
         if away and (not home or self.steps - self._changed_at >= self._patience):
             self._changed_at = self.steps
             return min(away, key=lambda x: (self._last_step[x.key.model], x.oldest, -x.demand))

@@ -196,7 +196,7 @@ def _phase(name: str, steady: Parts, once: Parts, each: Parts, batch: int) -> Ph
     passing: dict[str, int] = {}
     for label, num_bytes in [*once, *((label, num_bytes * batch) for label, num_bytes in each)]:
         passing[label] = passing.get(label, 0) + num_bytes
-    return Phase(name, (*_largest_first(steady), *_largest_first(list(passing.items()))))
+    return Phase(name, (*_largest_first(steady), *_largest_first(list(passing.items()))), seat_bytes=_total(each))
 
 
 def _largest_first(parts: Parts) -> Parts:

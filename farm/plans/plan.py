@@ -60,11 +60,13 @@ class ComponentPlan:
 class Phase:
     """What the device holds at most in one phase: `encode`, `denoise` or `decode`.
 
-    `parts` are labels with bytes: what is always there, largest first, then what comes and goes.
+    `parts` are labels with bytes: what is always there, largest first, then what comes and goes. `seat_bytes` is what
+    each seat has of them.
     """
 
     name: str
     parts: tuple[tuple[str, int], ...]
+    seat_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -96,7 +98,11 @@ class Plan:
     @property
     def peak_bytes(self) -> int:
         """The most the device holds in any phase, at `batch` seats."""
-        return max(phase.peak_bytes for phase in self.phases)
+        return self.peak_at(self.batch)
+
+    def peak_at(self, num_seats: int) -> int:
+        """Return the most the device holds in any phase, at so many seats."""
+        return max(phase.peak_bytes + (num_seats - self.batch) * phase.seat_bytes for phase in self.phases)
 
     @property
     def headroom_bytes(self) -> int:

@@ -5,25 +5,25 @@ What a plan is and which are tried is farm/plans' business; carrying one out is 
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from farm.plans import ModelSizes, Precision, Where, plan_for_row
+from farm.plans import ModelSizes, NoPlan, Precision, Where, plan_for_row, sizes_of
 from farm.plans.sizes import measure
 from farm.plans.working import CONTEXT_BYTES
-from farm.weights import read_header
+from farm.weights import BadHeader, read_header
+from worker import ram
+from worker.budget import Footprint
 from worker.pipelines.placement import can_load_4bit
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from farm.catalog import ModelRow
     from farm.plans import Plan
     from farm.weights import ModelFiles
-
-_CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
 
 
 def plan_model(row: ModelRow, files: ModelFiles, device: torch.device, *, memory_bytes: int) -> Plan:
@@ -37,6 +37,28 @@ def plan_model(row: ModelRow, files: ModelFiles, device: torch.device, *, memory
         # 4 bits are made while diffusers reads a folder; a denoiser from a single file comes otherwise.
         can_load_4bit=can_load_4bit() and not {"unet", "transformer"} & files.held.keys(),
     )
+
+
+def footprint_of(
+    row: ModelRow, models_dir: Path, device: torch.device, *, memory_bytes: int, max_batch: int
+) -> Footprint | None:
+    """Return what the model will take once it is loaded, None when that cannot be told; nothing is downloaded.
+
+    Lanes have at most `max_batch` seats. Of files that are not here yet the published sizes count.
+    """
+    on_card = device.type == "cuda"
+    try:
+        plan = plan_for_row(
+            row,
+            sizes_of(row, models_dir),
+            vram_bytes=memory_bytes,
+            device_kind="cuda" if on_card else "cpu",
+            can_load_4bit=can_load_4bit() and row.filename is None,
+        )
+    except (NoPlan, BadHeader, OSError):  # its loader will say so, in words
+        return None
+    seats = min(max_batch, row.max_batch or max_batch)
+    return Footprint.of(plan, max_batch=seats, on_card=on_card)
 
 
 def sizes_in(files: ModelFiles) -> ModelSizes:
@@ -80,8 +102,4 @@ def memory_of(device: torch.device) -> int:
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
         # What this process holds already is the room of models that make way; its context is in every plan.
         return min(total_bytes, free_bytes + torch.cuda.memory_reserved(device) + CONTEXT_BYTES)
-    ram_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(ram_bytes, int(_CGROUP_LIMIT.read_text("ascii")))
-    except (OSError, ValueError):  # no such file, or `max`
-        return ram_bytes
+    return ram.total_bytes()

@@ -378,7 +378,7 @@ def test_out_of_memory_alone_is_a_failure():
 def test_out_of_memory_unloads_other_models_first():
     """Models that only stay resident for later go before the batch is halved."""
     pipelines = {name: FakePipeline(name) for name in ("one", "two")}
-    engine = Engine(pipelines.__getitem__, max_batch=4, max_resident_models=2)
+    engine = Engine(pipelines.__getitem__, max_batch=4, fits=lambda models: len(models) <= 2)
     engine.submit(tiny_unit(model="one"))
     make_passes(engine)
     assert engine.stats().resident_models == ("one",)
@@ -587,7 +587,7 @@ def test_rendered_tells_where_it_comes_from(tiny_pipeline):
 def test_no_memory_for_loras_unloads_other_models_and_tries_again():
     """Putting LoRAs in needs room for a moment; models that only stay for later make it."""
     pipelines = {name: FakePipeline(name) for name in ("one", "two")}
-    engine = Engine(pipelines.__getitem__, max_batch=2, max_resident_models=2)
+    engine = Engine(pipelines.__getitem__, max_batch=2, fits=lambda models: len(models) <= 2)
     engine.submit(tiny_unit(model="one"))
     make_passes(engine)
     two = pipelines["two"]

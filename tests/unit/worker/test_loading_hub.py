@@ -13,9 +13,9 @@ from farm.settings import Settings
 from farm.weights import Hub
 from original_layouts import compvis, write
 from tiny_models import save_tiny_sd15, tiny_row, tiny_unit
-from worker.app import make_loader
 from worker.engine import Engine
 from worker.gpu import Device
+from worker.models import WorkerModels
 from worker.pipelines.loading import load_pipeline
 
 CPU = torch.device("cpu")
@@ -121,7 +121,7 @@ def test_worker_loads_by_name(local, tmp_path):
     catalog = Catalog(
         [tiny_row(local)], loras=[LoraRow(name="style", family="sd15", source="a/b", filename="c.safetensors")]
     )
-    load = make_loader(Settings(models_dir=tmp_path), catalog, Device(CPU, "cpu", None))
+    load = WorkerModels(Settings(models_dir=tmp_path), catalog, Device(CPU, "cpu", None)).load
     pipeline = load("tiny")
     assert pipeline.name == "tiny"
     assert pipeline.lora_hashes == {}
