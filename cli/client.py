@@ -121,6 +121,14 @@ class FarmClient:
         """Cancel all jobs of a tenant; the answer tells how many."""
         return self._ask("POST", f"/v1/tenants/{quote(name, safe='')}/cancel")
 
+    def job_webhooks(self, job_id: str) -> list[Json]:
+        """Return how far the webhooks of a job have got."""
+        return items(self._ask("GET", f"/v1/jobs/{quote(job_id, safe='')}/webhooks"))
+
+    def test_webhook(self, url: str) -> Json:
+        """Have the farm send a signed test to a receiver; the answer tells what became of it."""
+        return self._ask("POST", "/v1/webhooks:test", json={"url": url})
+
     def throughput(self) -> Json:
         """Return the farm's rates."""
         return self._ask("GET", "/v1/throughput")

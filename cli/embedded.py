@@ -6,6 +6,7 @@ and kept, so that a second start finds the same farm.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -49,11 +50,12 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Secrets:
-    """What keeps other users of this machine out."""
+    """What keeps other users of this machine out, and what webhooks are signed with."""
 
     valkey_password: str
     s3_access_key: str
     s3_secret_key: str
+    webhook_secret: str = ""  # as FARM_WEBHOOK_SECRET; folders of before webhooks have none yet
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ def load_secrets(folder: Path) -> Secrets:
     kept = _load(path, Secrets)
     if kept is None:
         kept = Secrets(secrets.token_hex(24), secrets.token_hex(10), secrets.token_hex(24))
+    if not kept.webhook_secret:
+        kept = replace(kept, webhook_secret="whsec_" + base64.b64encode(secrets.token_bytes(32)).decode())
         _save(path, kept)
     return kept
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import edits, models, promptfiles, show, tenants, watch
+from cli import edits, models, promptfiles, show, tenants, watch, webhooks
 from cli.client import DEFAULT_API, FarmClient
 from cli.download import download as download_images
 from cli.exits import CliError, Exit
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="models")
 app.add_typer(tenants.app, name="tenants")
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(edits.app)
 
 Api = Annotated[str, typer.Option("--api", envvar="FARM_API", metavar="URL", help="Where the farm's API is.")]

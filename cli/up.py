@@ -143,7 +143,7 @@ def start(
     api = Spec(
         "api",
         python_module("api", "--host", options.host, "--port", str(options.port)),
-        env,
+        {**env, "FARM_WEBHOOK_SECRET": os.environ.get("FARM_WEBHOOK_SECRET") or secret.webhook_secret},
         cwd=Path.cwd(),  # settings may name files relative to it
         log=data / "logs" / "api.log",
     )

@@ -1,5 +1,6 @@
 """Secrets, ports and the embedded servers' configuration."""
 
+import base64
 import socket
 import stat
 
@@ -15,6 +16,17 @@ def test_secrets_are_made_once_and_private(tmp_path):
     assert embedded.load_secrets(tmp_path) == first
     assert stat.S_IMODE((tmp_path / "secrets.json").stat().st_mode) == 0o600
     assert embedded.load_secrets(_folder(tmp_path, "other")) != first
+
+
+def test_a_folder_of_before_webhooks_gets_their_secret(tmp_path):
+    """The other secrets stay: the farm's data is behind them."""
+    (tmp_path / "secrets.json").write_text('{"valkey_password": "a", "s3_access_key": "b", "s3_secret_key": "c"}')
+    first = embedded.load_secrets(tmp_path)
+    assert (first.valkey_password, first.s3_access_key, first.s3_secret_key) == ("a", "b", "c")
+    scheme, _, key = first.webhook_secret.partition("_")
+    assert scheme == "whsec"
+    assert len(base64.b64decode(key, validate=True)) == 32
+    assert embedded.load_secrets(tmp_path) == first
 
 
 def _folder(parent, name):
