@@ -83,6 +83,9 @@ class WorkerReport(BaseModel):
     models: tuple[str, ...] = Field(description="Models that it may serve.")
     serving: tuple[str, ...] | None = Field(None, description="Models whose queues it reads now; None: all of them.")
     resident: tuple[str, ...] = Field((), description="Models on the device now.")
+    load_s: dict[str, float] = Field({}, description="Seconds that loading a model typically took here, by model.")
+    loads: int = Field(0, description="Models loaded.")
+    loading_s: float = Field(0.0, description="Seconds spent on that; no part of busy_s.")
     max_batch: int
     running: int = Field(0, description="Seats taken now.")
     waiting: int = Field(0, description="Units claimed and waiting for a seat.")
