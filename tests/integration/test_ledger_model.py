@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from expanded_jobs import expanded_job
-from farm.jobs import UnitState
+from farm.errors import Refused
+from farm.jobs import JobState, UnitState
 from farm.ledger import Ledger, WorkerReport
 from farm.settings import Settings
 
@@ -36,6 +37,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger._redis.flushall()
         self.jobs = {}  # id -> total
         self.cancelled = set()
+        self.dropped = set()  # images cancelled singly
+        self.paused = set()
+        self.tenant_of = {}
         self.messages = []  # in Celery's queue
         self.seen = []  # every message ever sent: any may come again
         self.boots = dict.fromkeys(NODES, 1)
@@ -63,17 +67,24 @@ class LedgerMachine(RuleBasedStateMachine):
         self.messages += hints
         self.seen += hints
 
-    @rule(prompts=st.integers(1, 3), images=st.integers(1, 3), tenant=st.sampled_from("xy"))
-    def open_job(self, prompts, images, tenant) -> None:
+    @rule(
+        prompts=st.integers(1, 3),
+        images=st.integers(1, 3),
+        tenant=st.sampled_from("xy"),
+        priority=st.sampled_from(["interactive", "normal", "bulk"]),
+    )
+    def open_job(self, prompts, images, tenant, priority) -> None:
         job = expanded_job(
             prompts=[f"p{i}" for i in range(prompts)],
             num_images_per_prompt=images,
             tenant=tenant,
+            priority=priority,
             created_at=self.now,
         )
         self.ledger.open(job)
         self.ledger.open(job) if prompts == 1 else None  # the reply was lost, the client's library repeats
         self.jobs[job.header.id] = job.header.total
+        self.tenant_of[job.header.id] = tenant
         self.feed()
 
     @rule()
@@ -107,11 +118,17 @@ class LedgerMachine(RuleBasedStateMachine):
         if unit is not None:
             assert not self.counted[unit.job, unit.index], "an image that is stored was handed out again"
             assert hint.job not in self.cancelled
+            assert hint.job not in self.paused, "a paused job's image was granted"
+            assert (hint.job, hint.index) not in self.dropped
             assert (worker, hint) not in self.held
             self.held[worker, hint] = True
 
-    @rule(data=st.data(), ending=st.sampled_from(["stored", "stored", "stored", "failed", "release"]))
-    def finish(self, data, ending) -> None:
+    @rule(
+        data=st.data(),
+        ending=st.sampled_from(["stored", "stored", "stored", "failed", "release"]),
+        delay_s=st.sampled_from([0.0, 5.0]),
+    )
+    def finish(self, data, ending, delay_s) -> None:
         """Any process that was ever granted a unit may try to end it, once or twice, however late."""
         if not self.held:
             return
@@ -121,7 +138,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 counted = self.ledger.stored(hint, worker, gpu_s=1, render_s=1)
                 self.counted[hint.job, hint.index] += counted
             elif ending == "failed":
-                self.ledger.failed(hint, worker, "boom", final=False)
+                self.ledger.failed(hint, worker, "boom", final=data.draw(st.booleans()), delay_s=delay_s)
             else:
                 self.ledger.release(hint, worker)
 
@@ -151,25 +168,102 @@ class LedgerMachine(RuleBasedStateMachine):
                 raise AssertionError("a cancelled job is not final")
             if self.ledger.job(job).cancelled:
                 self.cancelled.add(job)
+                self.paused.discard(job)
+
+    @rule(data=st.data())
+    def cancel_an_image(self, data) -> None:
+        if self.jobs:
+            job = data.draw(st.sampled_from(sorted(self.jobs)))
+            index = data.draw(st.integers(0, self.jobs[job] - 1))
+            was = self.ledger.image(job, index).state
+            status = self.ledger.cancel_image(job, index)
+            if was in (UnitState.QUEUED, UnitState.RENDERING):
+                assert status.state is UnitState.CANCELLED
+                self.dropped.add((job, index))
+            else:
+                assert status.state is was
+
+    @rule(data=st.data())
+    def pause(self, data) -> None:
+        if self.jobs:
+            job = data.draw(st.sampled_from(sorted(self.jobs)))
+            if not self.ledger.pause(job).state.is_final:
+                self.paused.add(job)
+
+    @rule(data=st.data())
+    def resume(self, data) -> None:
+        if self.jobs:
+            job = data.draw(st.sampled_from(sorted(self.jobs)))
+            self.ledger.resume(job)
+            self.paused.discard(job)
+
+    @rule(data=st.data())
+    def retry_failed(self, data) -> None:
+        if self.jobs:
+            job = data.draw(st.sampled_from(sorted(self.jobs)))
+            if job in self.cancelled:
+                with pytest.raises(Refused):
+                    self.ledger.retry_failed(job)
+            else:
+                assert self.ledger.retry_failed(job).counts.failed == 0
+
+    @rule(node=st.sampled_from(NODES))
+    def leave(self, node) -> None:
+        """Stop a worker from reading: if it was the last, what nobody has claimed waits in the backlog."""
+        self.ledger.forget(f"{node}#{self.boots[node]}")
+
+    @rule()
+    def ask_for_demand(self) -> None:
+        demand = self.ledger.demand()
+        waiting = sum(model.queued for model in demand.models.values())
+        assert waiting == self.ledger._counts_by_model("queued").get("scenes", 0)
 
     @invariant()
     def nothing_is_lost_or_doubled(self) -> None:
         """Each image counted once; counts of each job sum up and agree with its images."""
-        assert all(count == 1 for count in self.counted.values() if count)
         assert max(self.counted.values(), default=0) <= 1
-        queued = 0
+        queued = Counter()  # by tenant
         for job, total in self.jobs.items():
-            counts = self.ledger.job(job).counts
+            status = self.ledger.job(job)
+            counts = status.counts
+            assert min(counts.queued, counts.rendering, counts.stored, counts.failed, counts.cancelled) >= 0
             assert (counts.queued + counts.rendering + counts.stored + counts.failed + counts.cancelled) == total
             assert counts.stored == sum(self.counted[job, index] for index in range(total))
             states = Counter(image.state for image in self.ledger.images(job, limit=total))
             assert states[UnitState.STORED] == counts.stored
             assert states[UnitState.RENDERING] == counts.rendering
-            queued += 0 if job in self.cancelled else counts.queued
-        assert self.ledger.queued_by_model().get("scenes", 0) <= queued + len(self.seen)
+            assert states[UnitState.FAILED] == counts.failed
+            assert states[UnitState.CANCELLED] == counts.cancelled
+            assert (status.state is JobState.PAUSED) <= (job in self.paused)
+            assert (status.finished_at is not None) == status.state.is_final
+            queued[self.tenant_of[job]] += counts.queued
+        redis = self.ledger._redis
+        for tenant in set(self.tenant_of.values()):
+            # What waits is in the backlog, or handed out, or waits for its delay to end.
+            flying = [member.decode() for member in redis.hkeys("farm:flight") if self._tenant(member) == tenant]
+            handed = [member for member in redis.zrange("farm:handed:scenes", 0, -1) if self._tenant(member) == tenant]
+            later = sum(1 for member in redis.zrange("farm:later", 0, -1) if self._is_wanted(member, tenant))
+            status = self.ledger.tenant(tenant)
+            assert status.running == len(flying)
+            assert status.queued == queued[tenant] - len(handed) - later
+            assert status.open_jobs == sum(
+                not self.ledger.job(job).state.is_final for job, owner in self.tenant_of.items() if owner == tenant
+            )
+
+    def _tenant(self, member) -> str:
+        return self.tenant_of[member.decode().rpartition(":")[0]]
+
+    def _is_wanted(self, member, tenant) -> bool:
+        job, _, index = member.decode().rpartition(":")
+        is_gone = job in self.cancelled or (job, int(index)) in self.dropped
+        return self.tenant_of[job] == tenant and not is_gone
 
     def settle(self) -> None:
         """Let honest workers go on: in the end every image of every job that was not cancelled is there."""
+        for job in self.jobs:
+            self.ledger.resume(job)
+            if job not in self.cancelled:
+                self.ledger.retry_failed(job)
         for _ in range(200):
             self.now += LEASE_S + 1
             self.beat()
@@ -183,12 +277,15 @@ class LedgerMachine(RuleBasedStateMachine):
                 break
         for job, total in self.jobs.items():
             if job not in self.cancelled:
-                assert [self.counted[job, index] for index in range(total)] == [1] * total
-        # Nothing stays behind: no lease, no hand-out, nothing queued.
-        leftovers = self.ledger._redis.keys("farm:held:*") + self.ledger._redis.keys("farm:again:*")
+                assert all(self.counted[job, index] + ((job, index) in self.dropped) == 1 for index in range(total))
+        # Nothing stays behind: no lease, no hand-out, nothing queued, nobody charged for what was not made.
+        leftovers = self.ledger._redis.keys("farm:held:*") + self.ledger._redis.keys("farm:lane:*")
+        assert not leftovers
+        for tenant in self.ledger.tenants():
+            assert (tenant.queued, tenant.running, tenant.open_jobs) == (0, 0, 0)
         assert self.ledger.queued_by_model().get("scenes", 0) == 0
         assert self.ledger.throughput().rendering_images == 0
-        assert not self.ledger._redis.exists("farm:leases", "farm:flight", "farm:handed:scenes"), leftovers
+        assert not self.ledger._redis.exists("farm:leases", "farm:flight", "farm:handed:scenes", "farm:later")
 
 
 TestLedgerMachine = LedgerMachine.TestCase
