@@ -1,4 +1,4 @@
-"""The farm in Prometheus' words. Every label has few values: models, worker nodes, states, routes."""
+"""The farm in Prometheus' words. Every label has few values: models, nodes, states, routes, the busiest tenants."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from prometheus_client.registry import Collector
 from api.parts import Parts
 from farm.errors import LedgerDown
 from farm.jobs import JobState
-from farm.ledger import Gpu, Throughput, WorkerReport
+from farm.ledger import Gpu, TenantStatus, Throughput, WorkerReport
 
 router = APIRouter(tags=["health"])
 
 _NUM_RECENT_JOBS: Final = 50
+_MAX_TENANTS: Final = 100  # whoever is authenticated becomes one: their number has no bound
 _BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -61,7 +62,7 @@ class FarmCollector(Collector):
             throughput, workers = ledger.throughput(), ledger.workers()
             queued, stored = ledger.queued_by_model(), ledger.images_by_model()
             states = Counter(status.state for status in ledger.jobs(_NUM_RECENT_JOBS))
-            num_jobs = ledger.num_jobs()
+            num_jobs, tenants = ledger.num_jobs(), ledger.tenants()
         except LedgerDown:
             yield _gauge("farm_ledger_up", "Whether Redis answers.", 0)
             return
@@ -83,6 +84,7 @@ class FarmCollector(Collector):
             models | stored,
         )
         yield from _rates(throughput)
+        yield from _tenants(tenants)
         yield from _workers(workers)
 
 
@@ -108,6 +110,24 @@ def _rates(throughput: Throughput) -> Iterator[Metric]:
         yield _gauge("farm_gpu_seconds_per_image", text, minute.gpu_s_per_image)
 
 
+def _tenants(tenants: Sequence[TenantStatus]) -> Iterator[Metric]:
+    """Yield the lines of the tenants with the most work; of those without any, of the ones that had the most."""
+    busiest = sorted(tenants, key=lambda each: (-each.queued - each.running, -each.gpu_s, each.name))[:_MAX_TENANTS]
+    families = (
+        (GaugeMetricFamily, "farm_tenant_images_queued", "Images of a tenant that wait.", "queued"),
+        (
+            GaugeMetricFamily,
+            "farm_tenant_images_running",
+            "Images of a tenant that are handed out or have a seat.",
+            "running",
+        ),
+        (CounterMetricFamily, "farm_tenant_images_stored", "Images of a tenant since the ledger began.", "images"),
+        (CounterMetricFamily, "farm_tenant_gpu_seconds", "Device time of a tenant's images.", "gpu_s"),
+    )
+    for family, name, text, field in families:
+        yield _labelled(family(name, text, labels=("tenant",)), {each.name: getattr(each, field) for each in busiest})
+
+
 _WORKER_GAUGES: Final = (
     ("farm_worker_seats", "Seats of a lane.", "max_batch"),
     ("farm_worker_seats_taken", "Seats taken now.", "running"),
@@ -122,6 +142,8 @@ _WORKER_COUNTERS: Final = (
     ("farm_worker_images", "Images delivered.", "images"),
     ("farm_worker_failures", "Images that failed.", "failures"),
     ("farm_worker_out_of_memory", "Steps that ran out of device memory.", "oom_count"),
+    ("farm_worker_model_loads", "Models loaded.", "loads"),
+    ("farm_worker_loading_seconds", "Time spent on loading models.", "loading_s"),
 )
 _GPU_GAUGES: Final = (
     ("farm_gpu_temperature_celsius", "Temperature.", "temperature_c"),
