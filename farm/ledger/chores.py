@@ -25,11 +25,15 @@ class Chores:
 
     def chore_done(self, chore: Chore) -> None:
         """Take a chore off the list."""
-        self._connection.run("chore_end", chore.kind, chore.member, "")
+        self._connection.run("chore_end", chore.kind, chore.member, "", 0)
+
+    def keep_chore(self, chore: Chore, lease_s: float) -> None:
+        """Go on with a chore that takes long: nobody else gets it for `lease_s` from now."""
+        self._connection.run("chore_end", chore.kind, chore.member, lease_s, 0)
 
     def chore_later(self, chore: Chore, delay_s: float) -> None:
         """Try a chore again in `delay_s`; it remembers how often it was tried."""
-        self._connection.run("chore_end", chore.kind, chore.member, delay_s)
+        self._connection.run("chore_end", chore.kind, chore.member, delay_s, 1)
 
     def manifest_written(self, job_id: str) -> bool:
         """Note that a settled job's manifest is in the store; False when the job is not settled any more.

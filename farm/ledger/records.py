@@ -32,6 +32,7 @@ class JobStatus:
     eta_s: float | None  # seconds until its last image; None when unknown, 0 when settled
     paused: bool = False
     reused: int = 0  # of the stored images, those that were answered from storage
+    manifest_at: float | None = None  # Unix time when the manifest of its end was in the store
 
     @property
     def state(self) -> JobState:

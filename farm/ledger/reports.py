@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from farm.errors import UnknownJob
 from farm.expand import locate
-from farm.jobs import Counts, UnitState
+from farm.jobs import Counts, Entry, UnitState
 from farm.ledger.codec import STORED_TIMES_BYTES, decode_entry, decode_header
 from farm.ledger.connection import PREFIX, Connection, translate_outage
 from farm.ledger.rates import WINDOWS, rate_of, sum_buckets
@@ -28,6 +28,7 @@ _STATUS_FIELDS: Final = (
     "paused_at",
     "dropped",
     "reused",
+    "manifest_at",
 )
 _STORED: Final = _STATUS_FIELDS.index("stored")
 _FINISHED_AT: Final = _STATUS_FIELDS.index("finished_at")
@@ -113,6 +114,7 @@ class Reports:
             eta_s=eta_s,
             paused=row[9] is not None,
             reused=reused,
+            manifest_at=None if row[12] is None else float(row[12]),
         )
 
     def _waits_s(self, rows: Iterable[list[Any]]) -> dict[str, float]:
@@ -188,6 +190,18 @@ class Reports:
                 )
             )
         return images
+
+    def entries(self, job_id: str, first: int, last: int) -> list[Entry]:
+        """Return prompts `first` to `last` of a job with all their parameters; raises UnknownJob."""
+        key = f"{PREFIX}job:{job_id}"
+        with translate_outage(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.hget(key, "header")
+            pipe.lrange(f"{key}:entries", first, last)
+            header_json, texts = pipe.execute()
+        if header_json is None:
+            raise UnknownJob(f"there is no job {job_id!r}", field="id", value=job_id)
+        _, base = decode_header(header_json)
+        return [decode_entry(text, base) for text in texts]
 
     def images_by_model(self) -> dict[str, int]:
         """Return how many images of each model have been stored since the ledger began."""
