@@ -10,7 +10,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from api import health, jobs, metrics, models, openapi, problems, reports, uploads
+from api import health, images, jobs, metrics, models, one_job, openapi, problems, reports, tenants, uploads
 from api.metrics import FarmCollector, HttpMetrics
 from api.observe import Observe
 from api.parts import build_parts
@@ -48,7 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.metrics = http_metrics
     app.add_middleware(Observe, metrics=http_metrics)
     problems.install(app)
-    for module in (jobs, uploads, models, reports, health, metrics):
+    for module in (jobs, one_job, images, uploads, tenants, models, reports, health, metrics):
         app.include_router(module.router)
     app.openapi = openapi.document_of(app, catalog=load_catalog(settings.catalog_file))  # type: ignore[method-assign]
     return app

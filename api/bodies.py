@@ -1,10 +1,10 @@
-"""From the bytes of a POST to a JobSpec: size, type, JSON and fields are checked here, each with its own answer."""
+"""From the bytes of a request to a JobSpec, or another model: size, type, JSON, fields; each has its own answer."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
@@ -27,11 +27,13 @@ _MAX_EXCERPT_BYTES: Final = 100
 _MAX_FIELDS: Final = 64  # of one object; far more than any has, few enough to list what is wrong with them
 _MAX_DEPTH: Final = 2  # a LoRA lies in a list in a prompt
 
+Model = TypeVar("Model", bound=BaseModel)
 
-async def read_body(request: Request, *, max_bytes: int) -> bytes:
-    """Return the body of a JSON request; raises HttpProblem before more than `max_bytes` of it are held."""
+
+async def read_body(request: Request, *, max_bytes: int, remedy: str = "") -> bytes:
+    """Return the body of a JSON request, as `read_bytes` does."""
     _check_headers(request)
-    return await read_bytes(request, max_bytes=max_bytes, remedy="; split the batch into several jobs")
+    return await read_bytes(request, max_bytes=max_bytes, remedy=remedy)
 
 
 async def read_bytes(request: Request, *, max_bytes: int, remedy: str = "") -> bytes:
@@ -61,6 +63,29 @@ def check_media_type(request: Request, allowed: list[str]) -> None:
 def parse_job_spec(body: bytes, *, max_prompts: int) -> JobSpec:
     """Return the job that a body asks for; raises HttpProblem or Refused, naming every field that is wrong."""
     _check_density(body, max_prompts=max_prompts)
+    document = _object_in(body)
+    _check_breadth(document, max_prompts=max_prompts)
+    try:
+        # Strict: "512" is no number and true is no 1. From bytes, because strict enums take strings only from JSON.
+        spec = JobSpec.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        raise invalid(error, document=document) from error
+    if b"\\u0000" in body and (at := nul_in(document)) is not None:
+        raise Refused("no image file can carry a NUL character", field=at)
+    return spec
+
+
+def parse_object(body: bytes, model: type[Model]) -> Model:
+    """Return the small object that a body holds; raises HttpProblem, naming every field that is wrong."""
+    document = _object_in(body)
+    _check_num_fields("", document)
+    try:
+        return model.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        raise invalid(error, document=document, known=list(model.model_fields)) from error
+
+
+def _object_in(body: bytes) -> dict[str, Any]:
     try:
         document = from_json(body, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
@@ -72,15 +97,7 @@ def parse_job_spec(body: bytes, *, max_prompts: int) -> JobSpec:
     if not isinstance(document, dict):
         not_an_object = FieldError(field="body", value=echo(document), message="must be an object")
         raise HttpProblem(INVALID_REQUEST, "the body must be an object", errors=[not_an_object])
-    _check_breadth(document, max_prompts=max_prompts)
-    try:
-        # Strict: "512" is no number and true is no 1. From bytes, because strict enums take strings only from JSON.
-        spec = JobSpec.model_validate_json(body, strict=True)
-    except ValidationError as error:
-        raise invalid(error, document=document) from error
-    if b"\\u0000" in body and (at := nul_in(document)) is not None:
-        raise Refused("no image file can carry a NUL character", field=at)
-    return spec
+    return document
 
 
 def _check_density(body: bytes, *, max_prompts: int) -> None:

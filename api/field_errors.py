@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, Field
 
-from farm.jobs import ControlNetSpec, HiresSpec, JobSpec, LoraSpec, Output, PromptSpec
+from farm.jobs import ControlNetSpec, HiresSpec, JobSpec, LoraSpec, Output, PromptSpec, WebhookSpec
 
 MAX_ERRORS: Final = 20
 """Errors that one answer lists; it says how many more there are."""
@@ -173,6 +173,8 @@ def _known_fields(loc: Sequence[object]) -> list[str] | None:
             model = PromptSpec
         case ("output",):
             model = Output
+        case ("webhook",):
+            model = WebhookSpec
         case (*_, "loras", int()):
             model = LoraSpec
         case (*_, "controlnets", int()):

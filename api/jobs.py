@@ -1,4 +1,4 @@
-"""Jobs and their images over HTTP: accept, list, report, cancel. What they mean is the ledger's business."""
+"""Jobs over HTTP: accepted and listed. What becomes of one is in api/one_job.py, its images are in api/images.py."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from typing import Annotated, Final
 from urllib.parse import urlencode
 
 import fastapi
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 
 from api.bodies import parse_job_spec, read_body
+from api.callers import TENANT_NAME, Asker, Caller
 from api.job_examples import ACCEPTED_HEADERS, JOB_SPEC_BODY
+from api.one_job import hint_workers
 from api.parts import Farm, Parts
 from api.problems import (
     BODY_TOO_LARGE,
@@ -28,32 +30,24 @@ from api.problems import (
     LEDGER_DOWN,
     MALFORMED_JSON,
     QUEUE_FULL,
-    UNKNOWN_IMAGE,
-    UNKNOWN_JOB,
     UNKNOWN_MODEL,
     UNSUPPORTED_MEDIA_TYPE,
     documented,
 )
-from api.schemas import Image, ImagePage, Job, JobList
+from api.schemas import Job, JobList
 from api.uploads import check_keys
-from farm.errors import Transient, UnknownJob
 from farm.expand import expand
-from farm.feeding import feed
-from farm.jobs import JOB_ID_FORM, Counts, Header, JobSpec, JobState, Output, UnitState, new_job_id
-from farm.ledger import ImageStatus, JobStatus, Ledger
+from farm.jobs import Counts, Header, JobSpec, JobState, new_job_id
+from farm.ledger import JobStatus, Ledger
 from farm.pictures import hosts_of
-from farm.storage import object_key, thumbnail_key, upscaled_key
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-_TENANT: Final = "default"  # there is no authentication yet: everybody is one tenant
 _DRAWN_SEED_BITS: Final = 32  # what every tool around Stable Diffusion can show and take
 _MAX_SCANNED: Final = 1000  # jobs that one filtered listing looks at
 _SCAN_PAGE: Final = 100
-_MAX_OFFSET: Final = 2**53
 
-JobId = Annotated[str, Path(description="The `id` of a job.", examples=["job_0000z3k9v1q8m4t7x2c5"])]
 IdempotencyKey = Annotated[
     str | None,
     fastapi.Header(
@@ -79,15 +73,11 @@ class JobsQuery(BaseModel):
     state: JobState | None = Field(
         None, description="Only jobs in this state; a page may then hold fewer than `limit`, and still have a `next`."
     )
+    tenant: str | None = Field(None, pattern=TENANT_NAME, description="Only this tenant's jobs; likewise.")
 
-
-class ImagesQuery(BaseModel):
-    """Which images of a job to list."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    offset: int = Field(0, ge=0, le=_MAX_OFFSET, description="Index of the first image.")
-    limit: int = Field(100, ge=1, le=1000, description="Images on a page.")
+    def wants(self, status: JobStatus) -> bool:
+        """Whether a job belongs on the list."""
+        return self.state in (None, status.state) and self.tenant in (None, status.header.tenant)
 
 
 @router.post(
@@ -110,30 +100,35 @@ class ImagesQuery(BaseModel):
     },
     openapi_extra={"requestBody": JOB_SPEC_BODY},
 )
-async def create_job(request: Request, farm: Farm, idempotency_key: IdempotencyKey = None) -> JSONResponse:
+async def create_job(
+    request: Request, farm: Farm, caller: Asker, idempotency_key: IdempotencyKey = None
+) -> JSONResponse:
     """Accept a batch of prompts.
 
     The job is durable when this answers, and workers take it up at once. Each prompt gives `num_images_per_prompt`
     images; image i has `seed + i`. What a prompt object leaves out comes from the job, and what the job leaves out
     from the model's defaults.
     """
-    body = await read_body(request, max_bytes=farm.settings.max_body_bytes)
+    body = await read_body(
+        request, max_bytes=farm.settings.max_body_bytes, remedy="; split the batch into several jobs"
+    )
     # In a thread: a large body takes hundreds of milliseconds to check and expand, and the ledger's calls block.
-    status, is_new = await run_in_threadpool(_accept_body, farm, body, idempotency_key)
+    status, is_new = await run_in_threadpool(_accept_body, farm, caller, body, idempotency_key)
     headers = {"Location": f"/v1/jobs/{status.header.id}"}
     if not is_new:
         headers["Idempotent-Replayed"] = "true"
     # After the answer: the job is safe in the ledger, and workers feed themselves should this fail.
-    task = BackgroundTask(_hint_workers, farm, status.header.model) if is_new else None
+    task = BackgroundTask(hint_workers, farm, status.header.model) if is_new else None
     return JSONResponse(Job.of(status).model_dump(mode="json"), status_code=202, headers=headers, background=task)
 
 
-def _accept_body(farm: Parts, body: bytes, idempotency_key: str | None) -> tuple[JobStatus, bool]:
-    return accept(farm, parse_job_spec(body, max_prompts=farm.settings.max_prompts), idempotency_key=idempotency_key)
+def _accept_body(farm: Parts, caller: Caller, body: bytes, idempotency_key: str | None) -> tuple[JobStatus, bool]:
+    spec = parse_job_spec(body, max_prompts=farm.settings.max_prompts)
+    return accept(farm, spec, tenant=caller.tenant, idempotency_key=idempotency_key)
 
 
-def accept(farm: Parts, spec: JobSpec, *, idempotency_key: str | None) -> tuple[JobStatus, bool]:
-    """Put a job into the ledger; return it as it stands, and whether it is new.
+def accept(farm: Parts, spec: JobSpec, *, tenant: str, idempotency_key: str | None) -> tuple[JobStatus, bool]:
+    """Put a tenant's job into the ledger; return it as it stands, and whether it is new.
 
     Raises Refused for what the catalog or the limits do not allow, QueueFull and LedgerDown.
     """
@@ -143,7 +138,7 @@ def accept(farm: Parts, spec: JobSpec, *, idempotency_key: str | None) -> tuple[
         spec,
         row,
         job_id=new_job_id(),
-        tenant=_TENANT,
+        tenant=tenant,
         created_at=time.time(),
         drawn_seed=secrets.randbits(_DRAWN_SEED_BITS),
         max_prompts=settings.max_prompts,
@@ -152,6 +147,8 @@ def accept(farm: Parts, spec: JobSpec, *, idempotency_key: str | None) -> tuple[
         input_hosts=hosts_of(settings.input_hosts),
     )
     check_keys(farm, spec)
+    if spec.webhook is not None:
+        farm.webhooks.check(spec.webhook.url, field="webhook.url")
     opened = farm.ledger.open(
         job,
         idempotency_key=idempotency_key,
@@ -172,6 +169,7 @@ def _fresh(header: Header) -> JobStatus:
         header=header,
         counts=Counts(total=total, queued=total, rendering=0, stored=0, failed=0, cancelled=0),
         cancelled=False,
+        paused=False,
         started_at=None,
         finished_at=None,
         gpu_s=0.0,
@@ -187,27 +185,21 @@ def _fingerprint(spec: JobSpec) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _hint_workers(farm: Parts, model: str) -> None:
-    try:
-        feed(farm.ledger, farm.celery, [model])
-    except Transient as error:
-        log.warning("Workers were not told of new work: %s", error, extra={"action": "feed_failed", "model": model})
-
-
 @router.get("", response_model=JobList, responses=documented(INVALID_REQUEST, LEDGER_DOWN))
-def list_jobs(farm: Farm, query: Annotated[JobsQuery, Query()]) -> JobList:
+def list_jobs(farm: Farm, caller: Asker, query: Annotated[JobsQuery, Query()]) -> JobList:
     """List jobs, newest first. Follow `next` until it is null."""
     found: list[JobStatus] = []
     cursor, has_more = query.before, False
-    page_size = query.limit + 1 if query.state is None else max(query.limit + 1, _SCAN_PAGE)
+    is_filtered = not caller.is_operator or query.state is not None or query.tenant is not None
+    page_size = max(query.limit + 1, _SCAN_PAGE) if is_filtered else query.limit + 1
     for num_scanned, status in enumerate(_newest(farm.ledger, before=query.before, page_size=page_size)):
         if len(found) == query.limit or num_scanned == _MAX_SCANNED:
             has_more = True
             break
         cursor = status.header.id
-        if query.state is None or query.state is status.state:
+        if caller.sees(status.header) and query.wants(status):
             found.append(status)
-    following = {"before": cursor, "limit": query.limit} | ({"state": query.state.value} if query.state else {})
+    following = {**query.model_dump(mode="json", exclude_none=True), "before": cursor}
     return JobList(
         data=[Job.of(status) for status in found],
         has_more=has_more,
@@ -222,76 +214,3 @@ def _newest(ledger: Ledger, *, before: str | None, page_size: int) -> Iterator[J
         if len(page) < page_size:
             return
         before = page[-1].header.id
-
-
-@router.get("/{job_id}", response_model=Job, responses=documented(UNKNOWN_JOB, LEDGER_DOWN))
-def get_job(farm: Farm, job_id: JobId) -> Job:
-    """Tell how far a job is."""
-    return Job.of(farm.ledger.job(_known_form(job_id)))
-
-
-@router.delete(
-    "/{job_id}",
-    response_model=Job,
-    response_description="The job as it stands now: cancelled, or as it had ended before.",
-    responses=documented(UNKNOWN_JOB, LEDGER_DOWN),
-)
-def cancel_job(farm: Farm, job_id: JobId) -> Job:
-    """Cancel a job.
-
-    What waits vanishes at once, what is being rendered leaves its batch at the next step, what is stored stays.
-    Cancelling again, or a job that has ended, changes nothing.
-    """
-    return Job.of(farm.ledger.cancel(_known_form(job_id)))
-
-
-@router.get(
-    "/{job_id}/images", response_model=ImagePage, responses=documented(UNKNOWN_JOB, INVALID_REQUEST, LEDGER_DOWN)
-)
-def list_images(farm: Farm, job_id: JobId, query: Annotated[ImagesQuery, Query()]) -> ImagePage:
-    """List a job's images in order, with a signed URL for each that is stored. Follow `next` until it is null."""
-    header = farm.ledger.job(_known_form(job_id)).header
-    images = farm.ledger.images(job_id, offset=query.offset, limit=query.limit)
-    end = query.offset + len(images)
-    following = urlencode({"offset": end, "limit": query.limit})
-    return ImagePage(
-        data=[_image(farm, job_id, status, header.output) for status in images],
-        total=header.total,
-        offset=query.offset,
-        limit=query.limit,
-        next=f"/v1/jobs/{job_id}/images?{following}" if images and end < header.total else None,
-    )
-
-
-@router.get(
-    "/{job_id}/images/{index}",
-    response_model=Image,
-    responses=documented(UNKNOWN_JOB, UNKNOWN_IMAGE, INVALID_REQUEST, LEDGER_DOWN),
-)
-def get_image(farm: Farm, job_id: JobId, index: Annotated[int, Path(ge=0, le=_MAX_OFFSET)]) -> Image:
-    """Tell where one image of a job is."""
-    header = farm.ledger.job(_known_form(job_id)).header
-    return _image(farm, job_id, farm.ledger.image(job_id, index), header.output)
-
-
-def _image(farm: Parts, job_id: str, status: ImageStatus, output: Output) -> Image:
-    if status.state is not UnitState.STORED:
-        return Image.of(status)
-    signed, index = farm.store.presigned_url, status.index
-    key = object_key(job_id, index, output.format)
-    thumbnail = None if output.thumbnail_px is None else thumbnail_key(job_id, index)
-    upscaled = None if output.upscale is None else upscaled_key(job_id, index, output.format, output.upscale)
-    return Image.of(
-        status,
-        key=key,
-        url=signed(key),
-        thumbnail_url=None if thumbnail is None else signed(thumbnail),
-        upscaled_url=None if upscaled is None else signed(upscaled),
-    )
-
-
-def _known_form(job_id: str) -> str:
-    """Return the id; raises UnknownJob for what can be no job's id, so that it never becomes part of a key."""
-    if JOB_ID_FORM.fullmatch(job_id):
-        return job_id
-    raise UnknownJob(f"there is no job {job_id[:64]!r}", field="id", value=job_id)

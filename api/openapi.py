@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from api.problems import Problem
+from api.tenants import Limits
 from farm.catalog import Catalog
 from farm.jobs import JobSpec
 
@@ -21,6 +22,7 @@ Every error is an RFC 9457 problem document whose `errors` name field, value and
 TAGS: Final = [
     {"name": "jobs", "description": "Batches of prompts, and the images that become of them."},
     {"name": "uploads", "description": "Pictures for jobs to start from."},
+    {"name": "tenants", "description": "Whose work it is, and how much of the farm each may take. For the operator."},
     {"name": "models", "description": "What the farm can render."},
     {"name": "reports", "description": "How fast it runs, and who is at work."},
     {"name": "health", "description": "For load balancers and Prometheus."},
@@ -43,8 +45,8 @@ def _build(app: FastAPI, catalog: Catalog) -> dict[str, Any]:
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    # POST /v1/jobs reads its body itself, and problems are answered by handlers: FastAPI knows of neither.
-    for model in (JobSpec, Problem):
+    # Endpoints read their bodies themselves, and problems are answered by handlers: FastAPI knows of neither.
+    for model in (JobSpec, Limits, Problem):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema

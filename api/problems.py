@@ -20,6 +20,7 @@ from api.field_errors import MAX_ERRORS, FieldError, cut, echo, translate
 from farm.errors import (
     FarmError,
     IdempotencyConflict,
+    JobCancelled,
     LedgerDown,
     QueueFull,
     Refused,
@@ -84,12 +85,14 @@ INVALID_REQUEST: Final = Kind("invalid-request", 422, "The request is not valid"
 MALFORMED_JSON: Final = Kind("malformed-json", 400, "The body is not JSON")
 BODY_TOO_LARGE: Final = Kind("body-too-large", 413, "The body is too large")
 UNSUPPORTED_MEDIA_TYPE: Final = Kind("unsupported-media-type", 415, "The body is not of a type that is read here")
+FORBIDDEN: Final = Kind("forbidden", 403, "This is not for tenants")
 UNKNOWN_JOB: Final = Kind("unknown-job", 404, "There is no such job")
 UNKNOWN_IMAGE: Final = Kind("unknown-image", 404, "The job has no such image")
 UNKNOWN_MODEL: Final = Kind("unknown-model", 422, "There is no such model")
 MODEL_NOT_FOUND: Final = Kind("unknown-model", 404, "There is no such model")
 NOT_FOUND: Final = Kind("not-found", 404, "There is nothing here")
 METHOD_NOT_ALLOWED: Final = Kind("method-not-allowed", 405, "The method does not apply here")
+JOB_CANCELLED: Final = Kind("job-cancelled", 409, "The job was cancelled")
 IDEMPOTENCY_CONFLICT: Final = Kind("idempotency-conflict", 422, "The Idempotency-Key was used for another request")
 QUEUE_FULL: Final = Kind("queue-full", 429, "The farm takes no more work for now")
 LEDGER_DOWN: Final = Kind("ledger-down", 503, "The ledger does not answer")
@@ -118,11 +121,11 @@ class HttpProblem(Exception):
         self.members = members
 
 
-def invalid(findings: ValidationError, *, document: object) -> HttpProblem:
-    """Return the problem of a body that does not fit its model."""
+def invalid(findings: ValidationError, *, document: object, known: list[str] | None = None) -> HttpProblem:
+    """Return the problem of a body that does not fit its model; `known` are its fields, if it is not a job."""
     found = findings.errors(include_url=False)
     # Half a million take seconds to explain, with the whole process waiting; nobody reads more than the first.
-    errors = translate(found[:_MAX_EXPLAINED], document=document)
+    errors = translate(found[:_MAX_EXPLAINED], document=document, known=known)
     return _from_field_errors(errors, is_all=len(found) <= _MAX_EXPLAINED)
 
 
@@ -141,6 +144,8 @@ def _from_farm_error(error: FarmError) -> HttpProblem:
             kind = UNKNOWN_IMAGE if error.field == "index" else UNKNOWN_JOB
         case UnknownModel():
             kind = UNKNOWN_MODEL
+        case JobCancelled():
+            kind = JOB_CANCELLED
         case IdempotencyConflict():
             kind = IDEMPOTENCY_CONFLICT
         case Refused():

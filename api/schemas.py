@@ -72,8 +72,10 @@ class Job(BaseModel):
                 {
                     "id": _JOB_ID,
                     "object": "job",
+                    "tenant": "default",
                     "model": "scenes",
                     "state": "rendering",
+                    "paused": False,
                     "total": 8,
                     "counts": {"total": 8, "queued": 2, "rendering": 2, "stored": 4, "failed": 0, "cancelled": 0},
                     "num_prompts": 2,
@@ -89,6 +91,7 @@ class Job(BaseModel):
                     "gpu_s": 2.9,
                     "gpu_s_per_image": 0.725,
                     "retries": 0,
+                    "reused": 0,
                     "links": {"self": f"/v1/jobs/{_JOB_ID}", "images": f"/v1/jobs/{_JOB_ID}/images"},
                 }
             ]
@@ -97,13 +100,16 @@ class Job(BaseModel):
 
     id: str
     object: Literal["job"] = "job"
+    tenant: str = Field(description="Whose it is.")
     model: str
     state: JobState = Field(
         description=(
-            "`queued`: no image has been started. `rendering`: some has, some is not settled. `done`: every image is "
-            "stored. `failed`: every image is settled and at least one failed. `cancelled`: cancelled before that."
+            "`queued`: no image has been started. `rendering`: some has, some is not settled. `paused`: nothing of "
+            "it is rendered, until it is resumed. `done`: every image is stored, or cancelled singly. `failed`: every "
+            "image is settled and at least one failed. `cancelled`: cancelled before that."
         )
     )
+    paused: bool = Field(description="Whether it was paused; what is being rendered then is still finished.")
     total: int = Field(description="Images of the job.")
     counts: ImageCounts
     num_prompts: int = Field(description="Distinct prompts of the job.")
@@ -119,6 +125,7 @@ class Job(BaseModel):
     gpu_s: float = Field(description="Device time of its stored images, summed.")
     gpu_s_per_image: float | None = Field(description="Null before its first image.")
     retries: int = Field(description="Hand-outs beyond the first, over all images.")
+    reused: int = Field(description="Images that were not rendered but found in storage, as `reuse` allows.")
     links: JobLinks
 
     @classmethod
@@ -127,8 +134,10 @@ class Job(BaseModel):
         header, counts = status.header, status.counts
         return cls(
             id=header.id,
+            tenant=header.tenant,
             model=header.model,
             state=status.state,
+            paused=status.paused,
             total=header.total,
             counts=ImageCounts.of(counts),
             num_prompts=header.num_entries,
@@ -144,6 +153,7 @@ class Job(BaseModel):
             gpu_s=status.gpu_s,
             gpu_s_per_image=status.gpu_s / counts.stored if counts.stored else None,
             retries=status.retries,
+            reused=status.reused,
             links=JobLinks.of(header.id),
         )
 
@@ -178,6 +188,7 @@ class Image(BaseModel):
                     "stored_at": _WHEN,
                     "render_s": 1.42,
                     "gpu_s": 0.71,
+                    "worker": "host:gpu0",
                     "error": None,
                     "history": [],
                 }
@@ -203,6 +214,7 @@ class Image(BaseModel):
     stored_at: datetime | None
     render_s: float | None = Field(description="From taking its seat in the batch to its pixels.")
     gpu_s: float | None = Field(description="Its share of device time.")
+    worker: str | None = Field(description="The node that made it, such as host:gpu0.")
     error: str | None = Field(description="Why it was given up, if it was.")
     history: list[str] = Field(description="Reasons of its lost or failed attempts, oldest first.")
 
@@ -231,6 +243,7 @@ class Image(BaseModel):
             stored_at=when_if(status.stored_at),
             render_s=status.render_s,
             gpu_s=status.gpu_s,
+            worker=status.worker,
             error=status.error,
             history=list(status.history),
         )

@@ -173,7 +173,7 @@ def tenants_table(tenants: Sequence[Json]) -> Table:
     """Return the table of tenants: their limits, then their use of the farm."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("tenant", no_wrap=True)
-    for name in ("weight", "max queued", "max running", "queued", "rendering", "images", "device time", "open jobs"):
+    for name in ("weight", "max queued", "max running", "queued", "running", "images", "device time", "open jobs"):
         table.add_column(name, justify="right", no_wrap=True)
     for tenant in tenants:
         limits = (tenant.get(name) for name in ("max_queued_images", "max_running"))
@@ -181,7 +181,7 @@ def tenants_table(tenants: Sequence[Json]) -> Table:
             escape(str(tenant.get("name"))),
             f"{tenant.get('weight', 1):g}",
             *("-" if limit is None else str(limit) for limit in limits),
-            *(str(tenant.get(name, 0)) for name in ("queued_images", "rendering_images", "images_stored")),
+            *(str(tenant.get(name, 0)) for name in ("queued_images", "running_images", "images_stored")),
             span(tenant.get("gpu_s")),
             str(tenant.get("open_jobs", 0)),
         )

@@ -40,6 +40,10 @@ class UnknownModel(Refused):
     """The catalog has no model with this name."""
 
 
+class JobCancelled(Refused):
+    """A cancelled job is not taken up again."""
+
+
 class IdempotencyConflict(Refused):
     """The same Idempotency-Key came with a different body."""
 

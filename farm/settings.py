@@ -49,6 +49,9 @@ class Settings(BaseSettings):
         description="Comma-separated hosts that pictures may be fetched from by URL, `host` or `host:port`; none.",
     )
     max_queued_images: int = Field(50_000_000, ge=1, description="Images waiting in the whole farm.")
+    trust_tenant_header: bool = Field(
+        default=False, description="Whether a gateway that has authenticated the client sets the header Farm-Tenant."
+    )
 
     # -- leases and retries
     lease_s: float = Field(10.0, gt=0, description="How long a worker's right to a unit lasts unrenewed.")

@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Final
 
-from farm.errors import IdempotencyConflict, LedgerDown, QueueFull, Refused, UnknownJob
+from farm.errors import IdempotencyConflict, JobCancelled, LedgerDown, QueueFull, UnknownJob
 from farm.expand import locate, unit_of
 from farm.jobs import Entry, ExpandedJob, Header, Hint, Unit
 from farm.ledger.chores import Chores
@@ -183,14 +183,14 @@ class Ledger(Reports, Servers, Tenants, Chores):
     def retry_failed(self, job_id: str) -> JobStatus:
         """Let a job's failed images wait again, with no strike on their record.
 
-        Raises UnknownJob, and Refused for a job that was cancelled.
+        Raises UnknownJob, and JobCancelled for a job that was.
         """
         while True:
             outcome, *count = self._connection.run("retry", job_id, _RETRIED_PER_CALL)
             if outcome == b"unknown":
                 raise _unknown(job_id)
             if outcome == b"cancelled":
-                raise Refused(f"job {job_id} was cancelled: send its prompts as a new job", field="id", value=job_id)
+                raise JobCancelled(f"{job_id} was cancelled: send its prompts as a new job", field="id", value=job_id)
             if count[0] < _RETRIED_PER_CALL:
                 return self.job(job_id)
 

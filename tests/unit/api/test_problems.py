@@ -17,6 +17,7 @@ STATUSES = {
     errors.Refused: (422, "invalid-request"),
     errors.UnknownJob: (404, "unknown-job"),
     errors.UnknownModel: (422, "unknown-model"),
+    errors.JobCancelled: (409, "job-cancelled"),
     errors.IdempotencyConflict: (422, "idempotency-conflict"),
     errors.QueueFull: (429, "queue-full"),
     errors.Transient: (500, "internal-error"),

@@ -18,7 +18,7 @@ TENANT = {
     "max_queued_images": 500,
     "max_running": None,
     "queued_images": 380,
-    "rendering_images": 8,
+    "running_images": 8,
     "images_stored": 11_204,
     "gpu_s": 7843.2,
     "open_jobs": 3,

@@ -1,0 +1,86 @@
+"""The images of a job over HTTP: listed, told one by one, cancelled one by one; signed URLs of what is stored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Path, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.callers import OwnJob
+from api.parts import Farm, Parts
+from api.problems import INVALID_REQUEST, LEDGER_DOWN, UNKNOWN_IMAGE, UNKNOWN_JOB, documented
+from api.schemas import Image, ImagePage
+from farm.jobs import Header, UnitState
+from farm.ledger import ImageStatus
+from farm.storage import object_key, thumbnail_key, upscaled_key
+
+router = APIRouter(prefix="/v1/jobs/{job_id}/images", tags=["jobs"])
+
+_MAX_OFFSET: Final = 2**53
+_PROBLEMS = (UNKNOWN_JOB, INVALID_REQUEST, LEDGER_DOWN)
+
+Index = Annotated[int, Path(ge=0, le=_MAX_OFFSET, description="The image's place in the job, from 0.")]
+
+
+class ImagesQuery(BaseModel):
+    """Which images of a job to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    offset: int = Field(0, ge=0, le=_MAX_OFFSET, description="Index of the first image.")
+    limit: int = Field(100, ge=1, le=1000, description="Images on a page.")
+
+
+@router.get("", response_model=ImagePage, responses=documented(*_PROBLEMS))
+def list_images(farm: Farm, job: OwnJob, query: Annotated[ImagesQuery, Query()]) -> ImagePage:
+    """List a job's images in order, with a signed URL for each that is stored. Follow `next` until it is null."""
+    header = job.header
+    images = farm.ledger.images(header.id, offset=query.offset, limit=query.limit)
+    end = query.offset + len(images)
+    following = urlencode({"offset": end, "limit": query.limit})
+    return ImagePage(
+        data=[_image(farm, header, status) for status in images],
+        total=header.total,
+        offset=query.offset,
+        limit=query.limit,
+        next=f"/v1/jobs/{header.id}/images?{following}" if images and end < header.total else None,
+    )
+
+
+@router.get("/{index}", response_model=Image, responses=documented(UNKNOWN_IMAGE, *_PROBLEMS))
+def get_image(farm: Farm, job: OwnJob, index: Index) -> Image:
+    """Tell where one image of a job is."""
+    return _image(farm, job.header, farm.ledger.image(job.header.id, index))
+
+
+@router.delete(
+    "/{index}",
+    response_model=Image,
+    response_description="The image as it stands now: cancelled, or as it had been settled before.",
+    responses=documented(UNKNOWN_IMAGE, *_PROBLEMS),
+)
+def cancel_image(farm: Farm, job: OwnJob, index: Index) -> Image:
+    """Cancel one image of a job.
+
+    One that waits is not started any more, one that is being rendered leaves its batch at the next step, and another
+    takes its seat. One that is stored or failed stays as it is, and so does the rest of the job.
+    """
+    return _image(farm, job.header, farm.ledger.cancel_image(job.header.id, index))
+
+
+def _image(farm: Parts, header: Header, status: ImageStatus) -> Image:
+    if status.state is not UnitState.STORED:
+        return Image.of(status)
+    signed, job_id, index, output = farm.store.presigned_url, header.id, status.index, header.output
+    key = object_key(job_id, index, output.format)
+    thumbnail = None if output.thumbnail_px is None else thumbnail_key(job_id, index)
+    upscaled = None if output.upscale is None else upscaled_key(job_id, index, output.format, output.upscale)
+    return Image.of(
+        status,
+        key=key,
+        url=signed(key),
+        thumbnail_url=None if thumbnail is None else signed(thumbnail),
+        upscaled_url=None if upscaled is None else signed(upscaled),
+    )
