@@ -1,8 +1,8 @@
 """What is left to do when a job has begun or ended, done in the background of every API process.
 
-The ledger keeps the list; taking a chore is a lease, so any number of processes share it and the death of one delays
-its chores by that lease. Which function does which kind is said where the application is put together (api.app); what a
-chore means is that function's business. A chore may be done twice: handlers are idempotent.
+The ledger keeps the list; taking a chore is a lease, so any number of processes share it, and the death of one delays
+its chores by what is left of that. Which function does which kind is said where the application is put together
+(api.app); what a chore means is that function's business. A chore may be done twice: handlers are idempotent.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ Handler = Callable[[Parts, "Chore"], None]
 and NotYet not at all."""
 
 LEASE_S: Final = 60.0
-"""How long a chore is ours alone. One that takes longer may be taken by another process as well."""
+"""How long a chore is ours alone, unless it is kept; after a death it waits as long for somebody else."""
 
+_KEEP_EVERY_S: Final = LEASE_S / 3
 _AT_ONCE: Final = 4  # of one kind: a receiver that hangs holds up neither the others nor another kind
 _IDLE_S: Final = 2.0
 _OUTAGE_PAUSE_S: Final = 2.0
@@ -59,7 +60,8 @@ class Chores:
         self._nudged = threading.Event()
         self._lock = threading.Lock()
         # Daemons, and no executor: the process must be able to end while a receiver lets one of them hang.
-        self._running: dict[tuple[str, str, str], threading.Thread] = {}
+        self._running: dict[Chore, threading.Thread] = {}
+        self._keep_from_s = 0.0
         self._is_cut_off = False
         self._thread = threading.Thread(target=self._keep_taking, name="chores", daemon=True)
 
@@ -96,22 +98,30 @@ class Chores:
             self._nudged.clear()
 
     def _take(self) -> None:
-        """Take what is due and there is room for, and have it done."""
+        """Keep what takes long, take what is due and there is room for, and have it done."""
+        now_s = time.monotonic()
+        if now_s >= self._keep_from_s:
+            self._keep_from_s = now_s + _KEEP_EVERY_S
+            with self._lock:
+                running = list(self._running)
+            for chore in running:
+                self._farm.ledger.keep_chore(chore, LEASE_S)
         for kind in self._handlers:
             with self._lock:
-                room = self._at_once - sum(1 for running, _, _ in self._running if running == kind)
+                room = self._at_once - sum(1 for chore in self._running if chore.kind == kind)
             if room:
                 for chore in self._farm.ledger.take_chores([kind], limit=room, lease_s=LEASE_S):
                     self._begin(chore)
 
     def _begin(self, chore: Chore) -> None:
-        who = (chore.kind, chore.job, chore.event)
         with self._lock:
-            # Stopping: the lease runs out. At it already: it takes longer than a lease, and has a new one now.
-            if self._stopped.is_set() or who in self._running:
+            if self._stopped.is_set():
+                return  # the lease runs out
+            # At it already: Redis was away for as long as a lease, and the chore was due again.
+            if any((each.kind, each.member) == (chore.kind, chore.member) for each in self._running):
                 return
             thread = threading.Thread(target=self._do, args=(chore,), name=f"chore-{chore.kind}", daemon=True)
-            self._running[who] = thread
+            self._running[chore] = thread
         thread.start()
 
     # -- the threads that do
@@ -128,7 +138,7 @@ class Chores:
             log.warning("A chore comes again, done or not: %s", error, extra=extra)
         finally:
             with self._lock:
-                del self._running[chore.kind, chore.job, chore.event]
+                del self._running[chore]
             self._nudged.set()
 
     def _outcome(self, chore: Chore) -> float | None:

@@ -92,6 +92,8 @@ UNKNOWN_MODEL: Final = Kind("unknown-model", 422, "There is no such model")
 MODEL_NOT_FOUND: Final = Kind("unknown-model", 404, "There is no such model")
 NOT_FOUND: Final = Kind("not-found", 404, "There is nothing here")
 METHOD_NOT_ALLOWED: Final = Kind("method-not-allowed", 405, "The method does not apply here")
+JOB_EXPIRED: Final = Kind("job-expired", 410, "The job has expired")
+MANIFEST_NOT_READY: Final = Kind("manifest-not-ready", 409, "The manifest is not written yet")
 JOB_CANCELLED: Final = Kind("job-cancelled", 409, "The job was cancelled")
 IDEMPOTENCY_CONFLICT: Final = Kind("idempotency-conflict", 422, "The Idempotency-Key was used for another request")
 QUEUE_FULL: Final = Kind("queue-full", 429, "The farm takes no more work for now")
@@ -122,7 +124,7 @@ class HttpProblem(Exception):
 
 
 def invalid(findings: ValidationError, *, document: object, known: list[str] | None = None) -> HttpProblem:
-    """Return the problem of a body that does not fit its model; `known` are its fields, if it is not a job."""
+    """Return the problem of a body that does not fit its model; `known` are its fields if it is no job's."""
     found = findings.errors(include_url=False)
     # Half a million take seconds to explain, with the whole process waiting; nobody reads more than the first.
     errors = translate(found[:_MAX_EXPLAINED], document=document, known=known)

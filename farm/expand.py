@@ -26,6 +26,7 @@ from farm.jobs import (
     JobSpec,
     Picture,
     PromptSpec,
+    Reproducibility,
     Run,
     Unit,
 )
@@ -62,6 +63,14 @@ def expand(
             field="prompts",
             value=len(spec.prompts),
             choices=[f"1 to {max_prompts}"],
+        )
+    if spec.reuse and spec.reproducibility is not Reproducibility.INVARIANT:
+        raise Refused(
+            "an earlier image can be taken for a new one only where their bytes are the same: under reproducibility "
+            "invariant",
+            field="reuse",
+            value=True,
+            choices=["false", "true with reproducibility invariant"],
         )
     for field_name, source in pictures_of(spec):
         check_source(source, input_hosts, field_name=field_name)

@@ -78,6 +78,11 @@ def manifest_key(job: str) -> str:
     return f"{job_prefix(job)}manifest.jsonl"
 
 
+def content_key(content_hash: str) -> str:
+    """Return the key of what is known of an image by all that its bytes depend on: `content/<sha256, hex>.json`."""
+    return f"content/{content_hash}.json"
+
+
 class NoSuchObject(Fatal):
     """Nothing lies under this key."""
 
@@ -201,6 +206,18 @@ class Store:
             except self._client.exceptions.NoSuchKey as error:
                 raise NoSuchObject(f"the storage has nothing under {key}") from error
             with body:
+                return bytes(body.read())
+
+    def read_start(self, key: str, num_bytes: int) -> bytes:
+        """Return the first `num_bytes` of an object, or all of a shorter one; raises NoSuchObject."""
+        with _translated(key):
+            try:
+                answer = self._client.get_object(Bucket=self._bucket, Key=key, Range=f"bytes=0-{num_bytes - 1}")
+            except ClientError as error:
+                if _code(error) in _MISSING:
+                    raise NoSuchObject(f"the storage has nothing under {key}") from error
+                raise
+            with answer["Body"] as body:
                 return bytes(body.read())
 
     def exists(self, key: str) -> bool:
