@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from farm.ledger.connection import Connection
+from farm.ledger.connection import PREFIX, Connection, translate_outage
 from farm.ledger.records import Chore
 
 
@@ -41,6 +41,16 @@ class Chores:
         From then on it may expire, `keep_jobs_s` after its end: a chore of the kind "expire" says when.
         """
         return bool(self._connection.run("manifest", job_id, self._keep_jobs_s))
+
+    def note_delivery(self, job_id: str, event: str, text: str) -> None:
+        """Keep `text`, which tells how far a webhook has got, with its job; nothing when the job is gone."""
+        self._connection.run("delivery", job_id, event, text)
+
+    def deliveries(self, job_id: str) -> dict[str, str]:
+        """Return what was noted last of each event of a job."""
+        with translate_outage():
+            noted = self._connection.redis.hgetall(f"{PREFIX}job:{job_id}:webhooks")
+        return {event.decode(): text.decode() for event, text in noted.items()}
 
     def expire_job(self, job_id: str) -> bool:
         """Forget a job whose manifest is in the store; False when it cannot go yet, or is gone."""

@@ -6,7 +6,7 @@ local key = job_key(job)
 local f = redis.call('HMGET', key, 'finished_at', 'manifest_at', 'rendering', 'settled')
 if not f[1] or not f[2] or number(f[3]) > 0 then return 0 end
 if redis.call('ZSCORE', P .. 'chores:manifest', job .. '|settled|' .. f[4]) then return 0 end
-for _, part in ipairs({ '', ':entries', ':stored', ':times', ':failed', ':tries', ':again', ':dropped' }) do
+for _, part in ipairs({ '', ':entries', ':stored', ':times', ':failed', ':tries', ':again', ':dropped', ':webhooks' }) do
   redis.call('UNLINK', key .. part)
 end
 redis.call('ZREM', P .. 'jobs', job)

@@ -96,7 +96,7 @@ while room > 0 do
   redis.call('HINCRBY', tenant_key(name), 'in_flight', 1)
   local member = member_of(job, index)
   redis.call('HSET', P .. 'flight', member, attempt .. '|||' .. string.format('%.3f', charge))
-  redis.call('ZADD', handed, at, member)
+  redis.call('ZADD', handed, at + #out * 1e-6, member) -- so that what is taken back keeps its order
   out[#out + 1] = job
   out[#out + 1] = index
   out[#out + 1] = tostring(attempt)
