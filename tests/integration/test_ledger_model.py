@@ -59,7 +59,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for node, boot in self.boots.items():
             self.ledger.report(
                 WorkerReport(
-                    name=f"{node}#{boot}", node=node, pid=1, device="cpu", models=("scenes",), max_batch=2, started_at=0
+                    name=f"{node}#{boot}", node=node, pid=1, device="cpu", models=("scenes",), max_batch=1, started_at=0
                 )
             )
 
@@ -69,7 +69,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(
         prompts=st.integers(1, 3),
-        images=st.integers(1, 3),
+        images=st.integers(1, 8),
         tenant=st.sampled_from("xy"),
         priority=st.sampled_from(["interactive", "normal", "bulk"]),
     )
