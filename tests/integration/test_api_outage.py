@@ -36,11 +36,19 @@ def test_every_endpoint_is_503_while_redis_is_away_and_recovers(own_valkey):
             ("GET", f"/v1/jobs/{job['id']}/images"),
             ("GET", f"/v1/jobs/{job['id']}/images/0"),
             ("DELETE", f"/v1/jobs/{job['id']}"),
+            ("DELETE", f"/v1/jobs/{job['id']}/images/0"),
+            ("POST", f"/v1/jobs/{job['id']}/pause"),
+            ("POST", f"/v1/jobs/{job['id']}/resume"),
+            ("POST", f"/v1/jobs/{job['id']}/retry"),
+            ("GET", "/v1/tenants"),
+            ("GET", "/v1/tenants/default"),
+            ("PUT", "/v1/tenants/default"),
+            ("POST", "/v1/tenants/default/cancel"),
             ("GET", "/v1/throughput"),
             ("GET", "/v1/workers"),
             ("GET", "/v1/models"),
         ):
-            answer = api.request(method, path, json=JOB if method == "POST" else None)
+            answer = api.request(method, path, json={"/v1/jobs": JOB, "/v1/tenants/default": {}}.get(path))
             assert answer.status_code == 503, (method, path)
             assert answer.json()["type"] == "urn:diffusion-farm:problem:ledger-down"
             assert answer.headers["content-type"] == "application/problem+json"
