@@ -300,6 +300,23 @@ def test_cancelled_running_unit_leaves_at_the_next_step():
     assert pipeline.batches == [["first"]] * 3 + [["second"]] * 2
 
 
+def test_a_seat_cancelled_in_mid_step_is_taken_in_the_very_next_one():
+    """No step is made with the seat empty: who waited rides beside the neighbour who stayed."""
+    pipeline = FakePipeline()
+    engine = Engine(lambda _: pipeline, max_batch=2)
+
+    def cancel_during_the_second_step(_):
+        if len(pipeline.batches) == 1:
+            assert engine.cancel("job_test", 0) == 1
+
+    pipeline.on_predict = cancel_during_the_second_step
+    futures = [engine.submit(unit) for unit in numbered(3, num_inference_steps=4)]
+    make_passes(engine)
+    assert isinstance(futures[0].exception(), UnitCancelled)
+    assert [sorted(batch) for batch in pipeline.batches] == [["p0", "p1"]] * 2 + [["p1", "p2"]] * 2 + [["p2"]] * 2
+    assert all(future.result() for future in futures[1:])
+
+
 def test_future_cancelled_by_its_owner_takes_no_step():
     """A future that its owner cancels while it waits is dropped."""
     pipeline = FakePipeline()
