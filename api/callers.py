@@ -11,6 +11,7 @@ from typing import Annotated, Final
 import fastapi
 from fastapi import Depends, Path, Request
 
+from api.expired import expired
 from api.parts import Farm
 from api.problems import FORBIDDEN, HttpProblem
 from farm.errors import Refused, UnknownJob
@@ -46,7 +47,11 @@ class Caller:
 
     def sees(self, header: Header) -> bool:
         """Whether a job is the caller's to see and to change."""
-        return self.is_operator or header.tenant == self.tenant
+        return self.may_see(header.tenant)
+
+    def may_see(self, tenant: str) -> bool:
+        """Whether what belongs to `tenant` is the caller's to see."""
+        return self.is_operator or tenant == self.tenant
 
 
 def caller_of(request: Request, farm: Farm, farm_tenant: TenantHeader = None) -> Caller:
@@ -64,10 +69,20 @@ Asker = Annotated[Caller, Depends(caller_of)]
 
 
 def own_job(farm: Farm, caller: Asker, job_id: JobId) -> JobStatus:
-    """Return the job that a path names; raises UnknownJob for another tenant's as for one that is not there."""
+    """Return the job that a path names; raises UnknownJob for another tenant's as for one that is not there.
+
+    For one that has expired it raises HttpProblem, with the way to its manifest.
+    """
     # What can be no job's id must never become part of a key.
-    if JOB_ID_FORM.fullmatch(job_id) and caller.sees((status := farm.ledger.job(job_id)).header):
-        return status
+    if JOB_ID_FORM.fullmatch(job_id):
+        try:
+            status = farm.ledger.job(job_id)
+        except UnknownJob:
+            if (problem := expired(farm, job_id, is_theirs=caller.may_see)) is not None:
+                raise problem from None
+        else:
+            if caller.sees(status.header):
+                return status
     raise UnknownJob(f"there is no job {job_id[:64]!r}", field="id", value=job_id)
 
 
