@@ -68,19 +68,22 @@ def load_pipeline(
         model_hash = files.model_hash(digests, _telling(f"hashing the weights of {row.name}"))
         family = family_class(row.family)
         dtype = load_dtype(plan, family.denoiser)
+        began = time.monotonic()
         parts = {
             part: _load_part(family.component_types[part], part, files, plan, device)
             for part in family.component_types
             if files.has(part)
         }
         networks = {name: part for name, part in parts.items() if has_weights(name)}
+        placement = place(networks, plan, device)
+        _tell_pace(row.name, files, time.monotonic() - began)
         index = files.folder / "model_index.json"
         config = _read_json(files.folder / "scheduler" / "scheduler_config.json")
         return family(
             Loaded(
                 name=row.name,
                 parts=parts,
-                placement=place(networks, plan, device),
+                placement=placement,
                 scheduler_config={**config, **files.kind.prediction, **row.scheduler_config},
                 options=_read_json(index) if index.is_file() else {},
                 model_hash=model_hash,
@@ -144,6 +147,19 @@ def _load_part(cls: Any, part: str, files: ModelFiles, plan: Plan, device: torch
         dtype=dtype,
         device=home,
         quantization_config=quantization_config_for(plan, part),
+    )
+
+
+def _tell_pace(name: str, files: ModelFiles, elapsed_s: float) -> None:
+    """Log how long the weights took from disk to where they live; downloads and hashing are not in it."""
+    gigabytes = sum(path.stat().st_size for path in files.weights.values()) / 1e9
+    log.info(
+        "model %s loaded: %.2f GB in %.1f s, %.2f GB/s",
+        name,
+        gigabytes,
+        elapsed_s,
+        gigabytes / max(elapsed_s, 1e-6),
+        extra={"action": "model_loaded", "model": name},
     )
 
 
