@@ -10,27 +10,54 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from api import health, images, jobs, metrics, models, one_job, openapi, problems, reports, tenants, uploads
+from api import (
+    health,
+    images,
+    jobs,
+    manifests,
+    metrics,
+    models,
+    one_job,
+    openapi,
+    problems,
+    reports,
+    retention,
+    tenants,
+    uploads,
+)
+from api.chores import Chores, Handler
 from api.metrics import FarmCollector, HttpMetrics
 from api.observe import Observe
 from api.parts import build_parts
+from api.webhooks import endpoints as webhooks
+from api.webhooks.deliveries import Deliveries, DeliveryMetrics
+from api.webhooks.sending import Sender
 from farm.catalog import load_catalog
 from farm.settings import Settings
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Return the application. Nothing is connected before it is asked for; raises Fatal for a broken catalog."""
+    """Return the application. Nothing is connected before it is asked for; raises Fatal for a broken setting."""
     http_metrics = HttpMetrics()
+    sender = Sender.of(settings)
+    handlers: dict[str, Handler] = {
+        "manifest": retention.keep_manifest,
+        "expire": retention.expire,
+        "webhook": Deliveries(DeliveryMetrics(http_metrics.registry)),
+    }
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        farm = build_parts(settings, started_at=time.time())
+        farm = build_parts(settings, sender, started_at=time.time())
         collector = FarmCollector(farm)
         http_metrics.registry.register(collector)
         app.state.parts = farm
+        chores = Chores(farm, handlers)
+        chores.start()
         try:
             yield
         finally:
+            chores.stop()
             http_metrics.registry.unregister(collector)
             farm.celery.close()
             farm.ledger.close()
@@ -48,7 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.metrics = http_metrics
     app.add_middleware(Observe, metrics=http_metrics)
     problems.install(app)
-    for module in (jobs, one_job, images, uploads, tenants, models, reports, health, metrics):
+    for module in (jobs, one_job, images, manifests, webhooks, uploads, tenants, models, reports, health, metrics):
         app.include_router(module.router)
     app.openapi = openapi.document_of(app, catalog=load_catalog(settings.catalog_file))  # type: ignore[method-assign]
     return app

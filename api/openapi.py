@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 
 from api.problems import Problem
 from api.tenants import Limits
+from api.webhooks.endpoints import WebhookTest
 from farm.catalog import Catalog
 from farm.jobs import JobSpec
 
@@ -21,6 +22,7 @@ Every error is an RFC 9457 problem document whose `errors` name field, value and
 """
 TAGS: Final = [
     {"name": "jobs", "description": "Batches of prompts, and the images that become of them."},
+    {"name": "webhooks", "description": "Signed messages about jobs, by the Standard Webhooks specification."},
     {"name": "uploads", "description": "Pictures for jobs to start from."},
     {"name": "tenants", "description": "Whose work it is, and how much of the farm each may take. For the operator."},
     {"name": "models", "description": "What the farm can render."},
@@ -46,7 +48,7 @@ def _build(app: FastAPI, catalog: Catalog) -> dict[str, Any]:
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     # Endpoints read their bodies themselves, and problems are answered by handlers: FastAPI knows of neither.
-    for model in (JobSpec, Limits, Problem):
+    for model in (JobSpec, Limits, WebhookTest, Problem):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema

@@ -37,8 +37,8 @@ class Parts:
     testers: CapacityLimiter  # threads that wait for a receiver while a client waits for them
 
 
-def build_parts(settings: Settings, *, started_at: float) -> Parts:
-    """Build everything from the settings. Connects to nothing; raises Fatal for a broken setting or catalog file."""
+def build_parts(settings: Settings, webhooks: Sender, *, started_at: float) -> Parts:
+    """Build the rest from the settings. Connects to nothing; raises Fatal for a broken catalog file."""
     return Parts(
         settings=settings,
         catalog=load_catalog(settings.catalog_file),
@@ -49,7 +49,7 @@ def build_parts(settings: Settings, *, started_at: float) -> Parts:
         started_at=started_at,
         probes=CapacityLimiter(_MAX_PROBES),
         decoders=CapacityLimiter(_MAX_DECODERS),
-        webhooks=Sender.of(settings),
+        webhooks=webhooks,
         testers=CapacityLimiter(_MAX_TESTERS),
     )
 

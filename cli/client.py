@@ -127,7 +127,11 @@ class FarmClient:
 
     def test_webhook(self, url: str) -> Json:
         """Have the farm send a signed test to a receiver; the answer tells what became of it."""
-        return self._ask("POST", "/v1/webhooks:test", json={"url": url})
+        return self._ask("POST", "/v1/webhooks/test", json={"url": url})
+
+    def manifest_url(self, job_id: str) -> str:
+        """Return where the manifest of a job that has ended can be fetched, for a while."""
+        return str(self._ask("GET", f"/v1/jobs/{quote(job_id, safe='')}/manifest")["location"])
 
     def throughput(self) -> Json:
         """Return the farm's rates."""
@@ -165,6 +169,8 @@ class FarmClient:
             else:
                 if response.is_success:
                     return read_json(response)
+                if response.has_redirect_location:
+                    return {"location": response.headers["location"]}
                 problem = describe_problem(response)
                 if response.is_client_error and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
                     raise CliError(problem, code=Exit.REFUSED)

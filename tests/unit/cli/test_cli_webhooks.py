@@ -27,7 +27,7 @@ def test_a_test_is_sent_by_the_farm_and_its_outcome_told(farm):
     result, seen = farm("webhooks", "test", "https://a.example/hook", answer=(200, told, {}))
     assert result.exit_code == 0, result.output
     assert "answered 204 after 0.01 s; it was sent as msg_ping_1" in result.output
-    assert (seen[0].method, seen[0].path) == ("POST", "/v1/webhooks:test")
+    assert (seen[0].method, seen[0].path) == ("POST", "/v1/webhooks/test")
     assert json.loads(seen[0].body) == {"url": "https://a.example/hook"}
 
 
