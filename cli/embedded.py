@@ -222,6 +222,14 @@ def farm_env(secret: Secrets, ports: Ports) -> dict[str, str]:
     }
 
 
+def env_of_running(data: Path) -> dict[str, str]:
+    """Return the settings of the farm that `farm up` runs on this data folder; raises CliError when it never did."""
+    ports = _load(data / "ports.json", Ports)
+    if ports is None:
+        raise CliError(f"{data} is no data folder of farm up")
+    return farm_env(load_secrets(data), ports)
+
+
 def _load(path: Path, kind: type[_T]) -> _T | None:
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

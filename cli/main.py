@@ -14,6 +14,7 @@ from cli import edits, models, promptfiles, show, tenants, watch, webhooks
 from cli.client import DEFAULT_API, FarmClient
 from cli.download import download as download_images
 from cli.exits import CliError, Exit
+from cli.manifest import bring_manifest
 from cli.pictures import upload_file
 from cli.processes import child_env, python_module
 from cli.replay import replay as replay_image
@@ -216,6 +217,39 @@ def download(
     """Bring a job's images into a folder; what is there already is skipped."""
     with FarmClient(api) as client:
         raise typer.Exit(tell_download(download_images(client, job, folder, with_extras=extras), folder))
+
+
+@app.command()
+def manifest(
+    job: JobId,
+    *,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="Save it here.")] = None,
+    api: Api = DEFAULT_API,
+) -> None:
+    """Print what was asked for and what became of it, image by image, of a job that has ended; JSON Lines."""
+    with FarmClient(api) as client:
+        bring_manifest(client, job, out)
+
+
+@app.command()
+def prune(
+    *,
+    older_than: Annotated[str, typer.Option(metavar="AGE", help="Such as 30d, 12h or 90m.")],
+    jobs: Annotated[bool, typer.Option("--jobs", help="Images and manifests of jobs.")] = False,
+    uploads: Annotated[bool, typer.Option("--uploads", help="Pictures that clients brought along.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and end.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even when Redis is away, and nobody knows what jobs need.")
+    ] = False,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Data folder of a farm that farm up runs; else FARM_* say where.")
+    ] = None,
+) -> None:
+    """Delete what is old from the storage, jobs and uploads alike unless one is named; asks first."""
+    from cli.prune import PruneOptions, run_prune  # noqa: PLC0415  ledger and storage are not for every command
+
+    run_prune(PruneOptions(older_than, jobs, uploads, dry_run, yes, force, data))
 
 
 @app.command()

@@ -92,3 +92,13 @@ def test_settings_point_at_the_embedded_servers(tmp_path):
 
     env = embedded.farm_env(embedded.load_secrets(tmp_path), embedded.load_ports(tmp_path))
     assert {name.removeprefix("FARM_").lower() for name in env} < set(Settings.model_fields)
+
+
+def test_a_running_farm_is_found_by_its_data_folder(tmp_path):
+    """Its ports are taken, by itself: they are read as they are, and never chosen anew."""
+    with pytest.raises(CliError, match="no data folder of farm up"):
+        embedded.env_of_running(tmp_path)
+    secret, ports = embedded.load_secrets(tmp_path), embedded.load_ports(tmp_path)
+    with socket.socket() as somebody:
+        somebody.bind(("127.0.0.1", ports.valkey))
+        assert embedded.env_of_running(tmp_path) == embedded.farm_env(secret, ports)
