@@ -73,6 +73,17 @@ class Farm:
         """Wait until at least `count` images of a job are stored."""
         self._await(lambda: self.job(job_id)["counts"]["stored"] >= count, f"{count} images of {job_id}")
 
+    def wait_state(self, job_id: str, state: str) -> dict:
+        """Wait until a job is in this state; return it."""
+        self._await(lambda: self.job(job_id)["state"] == state, f"{job_id} to be {state}")
+        return self.job(job_id)
+
+    def ask(self, method: str, path: str) -> dict:
+        """Send a request without a body that must succeed; return its answer."""
+        answer = self.client.request(method, path)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
     def wait(self, job_id: str) -> dict:
         """Wait until a job is settled; return it."""
         self._await(lambda: self.job(job_id)["state"] in ("done", "failed", "cancelled"), f"{job_id} to settle")
