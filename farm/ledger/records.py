@@ -155,8 +155,8 @@ class ModelDemand:
     handed: int  # handed out, not claimed
     share: float  # of the workers, by the weights of the tenants that wait; all models' sum to 1
     served_by: float  # workers that serve it; one that serves three models is a third
-    lag_s: float  # worker seconds it was entitled to and did not get while it waited; negative: got in excess
-    top_priority: Priority  # the highest that waits
+    lag_s: float  # GPU seconds by which the tenant whose turn is next is behind its share; negative: ahead of it
+    top_priority: Priority | None  # the highest that waits in the backlog; None when all is handed out
     unserved_since: float | None  # when its work began to wait without a worker; None while it has one
     image_s: float  # GPU seconds of an image, on average so far; 1 before the first
 

@@ -56,10 +56,11 @@ class Servers:
     def demand(self) -> Demand:
         """Return what waits, for whom, and who serves it."""
         answer = json.loads(self._connection.run("demand", self._alive_s))
-        models = {
-            found.pop("model"): ModelDemand(**{**found, "top_priority": Priority(found["top_priority"])})
-            for found in answer.pop("models", ())
-        }
+        models = {}
+        for found in answer.pop("models", ()):
+            priority = found.pop("top_priority")
+            model = found.pop("model")
+            models[model] = ModelDemand(top_priority=None if priority is None else Priority(priority), **found)
         return Demand(models=models, **answer)
 
     def serve(

@@ -112,21 +112,31 @@ def test_demand_tells_shares_by_weight(ledger):
     assert demand.models["scenes"].unserved_since == demand.now
 
 
-def test_a_model_lags_by_what_it_was_entitled_to_and_did_not_get(ledger, clock):
-    """From when it began to wait, until nothing of it waits any more."""
-    open_job(ledger, "scenes", "a", num_images_per_prompt=9)
-    waiting = open_job(ledger, "sd15", "b", num_images_per_prompt=9)
-    ledger.report(report(ALICE, ("scenes",)))
-    clock.now += 100  # nobody looked: nothing is owed for the time before
+def test_a_model_lags_as_its_tenants_do(ledger):
+    """What a tenant had elsewhere counts: behind is only who waits where nobody serves, by its share of the time."""
+    ledger.set_tenant("c", TenantLimits(weight=2))
+    for model, tenant in (("scenes", "a"), ("scenes", "b"), ("sd15", "b"), ("sdxl", "c")):
+        open_job(ledger, model, tenant, num_images_per_prompt=30)
     ledger.report(report(ALICE, ("scenes",)))
     assert {model.lag_s for model in ledger.demand().models.values()} == {0.0}
-    clock.now += 8
+    for hint in ledger.feed("scenes"):  # eight, four of each tenant
+        ledger.claim(hint, ALICE)
+        ledger.stored(hint, ALICE, gpu_s=2.0, render_s=2.0)
     lags = {name: model.lag_s for name, model in ledger.demand().models.items()}
-    assert lags == {"scenes": pytest.approx(-4), "sd15": pytest.approx(4)}
-    ledger.cancel(waiting)
-    ledger.demand()
-    open_job(ledger, "sd15", "b")
-    assert ledger.demand().models["sd15"].lag_s == 0
+    # Of 16 s a and b had 8 each, where 4 were their share, and c none of its 8.
+    assert lags == {"scenes": pytest.approx(-4), "sd15": pytest.approx(-4), "sdxl": pytest.approx(8)}
+
+
+def test_what_is_handed_out_waits_too(ledger):
+    """The last images of a model are out, and unclaimed: nobody who serves it may think that nothing waits."""
+    open_job(ledger, "scenes", num_images_per_prompt=2)
+    ledger.report(report(ALICE, ("scenes",)))
+    hints = ledger.feed("scenes")
+    demand = ledger.demand().models["scenes"]
+    assert (demand.queued, demand.handed, demand.top_priority) == (0, 2, None)
+    for hint in hints:
+        ledger.claim(hint, ALICE)
+    assert ledger.demand().models == {}
 
 
 def test_one_worker_answers_a_demand(ledger):

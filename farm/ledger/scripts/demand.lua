@@ -1,28 +1,33 @@
 -- What waits, for whom, and who serves it: all that a worker needs to decide which model is next.
 --
 -- Each model that waits is entitled to a share of the workers: every tenant's weight, divided among the models it waits
--- in. A model's lag is the time of workers that it was entitled to and did not get while it waited, in seconds.
+-- in. What is owed is owed to tenants, though, not to models: a model lags as far as that one of its tenants whose turn
+-- is next is behind its share of the GPU time, in seconds. A tenant that waits in several models gets its due in any of
+-- them, so that nobody has to change models for its sake.
 -- ARGV: now, seconds a silent worker counts as alive
 -- Returns JSON
 local at = now()
 drop_silent_servers(at, tonumber(ARGV[2]))
 
-local models, weight_of, models_of = {}, {}, {}
+local models, tenants = {}, {}
 local queued = redis.call('HGETALL', P .. 'queued')
 for i = 1, #queued, 2 do
   local model, waiting = queued[i], tonumber(queued[i + 1])
-  if waiting <= 0 then
+  local handed = redis.call('ZCARD', P .. 'handed:' .. model)
+  if waiting + handed <= 0 then
     redis.call('HDEL', P .. 'unserved', model)
-    redis.call('HDEL', P .. 'lags', model)
   else
-    local entry = { queued = waiting, tenants = {}, weight = 0 }
+    local entry = { queued = waiting, handed = handed, tenants = {} }
     for _, priority in ipairs(PRIORITIES) do
       for _, tenant in ipairs(redis.call('SMEMBERS', lane_of(model, priority))) do
         entry.priority = entry.priority or priority
+        if not tenants[tenant] then
+          local f = redis.call('HMGET', tenant_key(tenant), 'weight', 'vtime')
+          tenants[tenant] = { weight = tonumber(f[1] or 1), vtime = number(f[2]), models = 0 }
+        end
         if not entry.tenants[tenant] then
           entry.tenants[tenant] = true
-          weight_of[tenant] = weight_of[tenant] or tonumber(redis.call('HGET', tenant_key(tenant), 'weight') or 1)
-          models_of[tenant] = (models_of[tenant] or 0) + 1
+          tenants[tenant].models = tenants[tenant].models + 1
         end
       end
     end
@@ -30,11 +35,10 @@ for i = 1, #queued, 2 do
   end
 end
 
-local total_weight = 0
-for _, entry in pairs(models) do
-  for tenant in pairs(entry.tenants) do entry.weight = entry.weight + weight_of[tenant] / models_of[tenant] end
-  total_weight = total_weight + entry.weight
-end
+-- The virtual time at which all would be, had each had its share.
+local total_weight, mean_vtime = 0, 0
+for _, tenant in pairs(tenants) do total_weight = total_weight + tenant.weight end
+for _, tenant in pairs(tenants) do mean_vtime = mean_vtime + tenant.vtime * tenant.weight / total_weight end
 
 -- Workers that may serve at least one of them.
 local workers = 0
@@ -45,16 +49,15 @@ for i = 1, #crews, 2 do
   if can_help then workers = workers + tonumber(crews[i + 1]) end
 end
 
-local passed = math.max(0, at - number(redis.call('GET', P .. 'lags_at')))
-redis.call('SET', P .. 'lags_at', string.format('%.6f', at))
 local out = {}
 for model, entry in pairs(models) do
-  local share = entry.weight / total_weight
   local served = number(redis.call('HGET', P .. 'served', model)) / PARTS
-  local lag = redis.call('HGET', P .. 'lags', model)
-  -- The time before a model began to wait is not its to claim.
-  lag = lag and tonumber(lag) + (share * workers - served) * passed or 0
-  redis.call('HSET', P .. 'lags', model, string.format('%.6f', lag))
+  local share, lag = 0, nil
+  for name in pairs(entry.tenants) do
+    local tenant = tenants[name]
+    share = share + tenant.weight / tenant.models / total_weight
+    lag = math.max(lag or -math.huge, (mean_vtime - tenant.vtime) * tenant.weight / 1000)
+  end
   local since
   if served > 0 then
     redis.call('HDEL', P .. 'unserved', model)
@@ -64,8 +67,8 @@ for model, entry in pairs(models) do
   end
   local images = number(redis.call('HGET', P .. 'images', model))
   out[#out + 1] = {
-    model = model, queued = entry.queued, handed = redis.call('ZCARD', P .. 'handed:' .. model), share = share,
-    served_by = served, lag_s = lag, top_priority = entry.priority, unserved_since = since or cjson.null,
+    model = model, queued = entry.queued, handed = entry.handed, share = share, served_by = served, lag_s = lag or 0,
+    top_priority = entry.priority or cjson.null, unserved_since = since or cjson.null,
     image_s = images > 0 and number(redis.call('HGET', P .. 'gpu_ms', model)) / images / 1000 or 1,
   }
 end
