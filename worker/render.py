@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from worker.files import File
     from worker.inputs import Pictures
     from worker.pipelines.base import Inputs
+    from worker.reuse import Reuse
+    from worker.seat import Rendered
 
 log: Final = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class Renderer:
         store: Store,
         pictures: Pictures,
         max_undelivered: int,
+        reuse: Reuse | None = None,
         on_claim: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
@@ -72,6 +75,7 @@ class Renderer:
         self._store = store
         self._pictures = pictures
         self._max_undelivered = max_undelivered
+        self._reuse = reuse
         self._on_claim = on_claim
         self._draining = threading.Event()
         self._changed = threading.Condition()  # guards the three below
@@ -89,13 +93,8 @@ class Renderer:
         with self._holding(hint) as lease:
             try:
                 inputs = self._fetch(lease, unit)
-                future = self._engine.submit(unit, inputs)
-                if lease.is_lost:  # before the engine knew of it, so that the engine was told in vain
-                    self._engine.cancel(hint.job, hint.index)
-                rendered = future.result()
-                with self._undelivered():
-                    for file in files_of(unit, rendered):
-                        self._deliver(lease, unit, file)
+                is_reused = self._reuse is not None and self._reuse.answer(unit, inputs)
+                rendered = None if is_reused else self._make(lease, unit, inputs)
             except UnitCancelled as error:
                 return self._release(unit, Outcome.LOST, error)
             except EngineStopped as error:
@@ -104,17 +103,31 @@ class Renderer:
                 return self._fail(unit, str(error), final=True)
             except Exception as error:  # noqa: BLE001  whatever it is, the unit must not stay without an answer
                 return self._fail(unit, f"{type(error).__name__}: {error}", final=False)
-            timings = rendered.timings
-            render_s = timings.encode_s + timings.denoise_s + timings.decode_s
+            gpu_s = 0.0 if rendered is None else rendered.timings.gpu_s
+            render_s = 0.0 if rendered is None else rendered.timings.render_s
             counted = self._until_redis_answers(
-                lambda: self._ledger.stored(hint, self.name, gpu_s=timings.gpu_s, render_s=render_s)
+                lambda: self._ledger.stored(hint, self.name, gpu_s=gpu_s, render_s=render_s, reused=is_reused)
             )
         outcome = Outcome.STORED if counted else Outcome.REPEATED
-        for warning in rendered.warnings:
-            log.info("of an image: %s", warning, extra={**_names(unit), "action": "image_remark"})
-        measured = {"render_s": round(render_s, 3), "gpu_s": round(timings.gpu_s, 3)}
+        if rendered is not None:
+            for warning in rendered.warnings:
+                log.info("of an image: %s", warning, extra={**_names(unit), "action": "image_remark"})
+            if self._reuse is not None:
+                self._reuse.remember(unit, inputs, rendered)
+        measured = {"render_s": round(render_s, 3), "gpu_s": round(gpu_s, 3)}
         log.info("stored an image", extra={**_names(unit), "action": f"unit_{outcome}", **measured})
         return outcome
+
+    def _make(self, lease: _Lease, unit: Unit, inputs: Inputs) -> Rendered:
+        """Render the unit and put its files; raises what the engine and `_deliver` raise."""
+        future = self._engine.submit(unit, inputs)
+        if lease.is_lost:  # before the engine knew of it, so that the engine was told in vain
+            self._engine.cancel(unit.job, unit.index)
+        rendered = future.result()
+        with self._undelivered():
+            for file in files_of(unit, rendered):
+                self._deliver(lease, unit, file)
+        return rendered
 
     # -- what others ask of us
 

@@ -103,6 +103,11 @@ class Timings:
     mean_batch: float  # seats taken in the steps it rode, on average
     batch_shape: int | None  # seats that every forward was padded to; None under `fast`
 
+    @property
+    def render_s(self) -> float:
+        """From its seat's admission to its pixels."""
+        return self.encode_s + self.denoise_s + self.decode_s
+
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
