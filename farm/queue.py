@@ -8,14 +8,15 @@ back when a connection closes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
+from queue import Empty
 from typing import Any, Final
 
 from celery import Celery
 from kombu import Exchange, Queue
 from kombu.exceptions import KombuError, OperationalError
 from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
 
 from farm.errors import LedgerDown
 from farm.jobs import Hint
@@ -29,48 +30,55 @@ RENDER_TASK: Final = "farm.render"
 _QUEUE_PREFIX: Final = "render."
 
 
-class _QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu ships no types
-    """Bookkeeping of unacknowledged messages that a lost connection does not upset.
+class _QoS(virtual.QoS):  # type: ignore[misc]  # kombu ships no types
+    """Bookkeeping of unacknowledged messages in this process alone, for the prefetch limit.
 
-    kombu keeps a message on its books when Redis is away at the moment of its ack. As many such moments as there are
-    threads, and the consumer believes that it is busy and never reads again.
+    kombu also keeps it in Redis, to bring back after hours what a dead reader had not acknowledged. Here the ledger
+    brings work back, in seconds, so that this would only leave messages behind, cost two round trips each, and stop a
+    reader for good: by an ack that Redis did not hear, or by a message that a full Redis could not note.
     """
 
-    def ack(self, delivery_tag: str) -> None:
-        """Take the message off our books whatever happens; on Redis' it may stay, for a later claim to drop."""
-        self._settle(delivery_tag, super().ack)
-
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  kombu's signature
-        """Likewise."""
-        self._settle(delivery_tag, partial(super().reject, requeue=requeue))
-
-    def _settle(self, delivery_tag: str, tell_redis: Callable[[str], None]) -> None:
-        if self.channel.closed:  # a closed channel has forgotten where Redis is
-            return
-        try:
-            tell_redis(delivery_tag)
-        except self.channel.connection_errors as error:
-            self._quick_ack(delivery_tag)
-            log.warning("a message was not acknowledged: %s", error, extra={"action": "ack_lost"})
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002  kombu's signature
+        """Take a message off the books; it is never put back."""
+        self.ack(delivery_tag)
 
 
 class _Channel(kombu_redis.Channel):  # type: ignore[misc]
-    """A Redis channel that does not put unacknowledged messages back when it closes.
+    """A Redis channel that puts nothing back, whatever becomes of a message, and outlives what is no message.
 
-    Putting them back runs every unit in progress a second time after one dropped connection, and in kombu 5.7.0 it can
+    Putting messages back when a connection closes runs every unit in progress a second time, and in kombu 5.7.0 it can
     end the worker: by then the connection has forgotten its address ("'NoneType' object has no attribute 'hostname'").
-    What was in progress is in the ledger; the messages themselves come back after the visibility timeout, to be
-    dropped. Keys are all kombu's own doing, so prefixes and priorities stay as it writes them.
+    Keys are all kombu's own doing, so prefixes and priorities stay as it writes them.
     """
 
     do_restore = False
     QoS = _QoS
+
+    def _brpop_read(self, **options: Any) -> Any:
+        """Read a message and pass it on; drop what is no JSON, which would end the worker and its successors."""
+        try:
+            return super()._brpop_read(**options)
+        except ValueError as error:
+            _tell_unreadable(error)
+            raise Empty from error
 
 
 class FarmTransport(kombu_redis.Transport):  # type: ignore[misc]
     """kombu's Redis transport with our channel."""
 
     Channel = _Channel
+
+    def _deliver(self, message: object, queue: str) -> None:
+        """Pass on what has the shape of a message; what else is wrong with one, Celery tells."""
+        match message:
+            case {"properties": {"delivery_tag": str()}}:
+                super()._deliver(message, queue)
+            case _:
+                _tell_unreadable(message)
+
+
+def _tell_unreadable(what: object) -> None:
+    log.error("dropped an unreadable message: %.200r", what, extra={"action": "message_unreadable"})
 
 
 def queue_for(model: str) -> str:
@@ -87,13 +95,10 @@ def make_celery(settings: Settings) -> Celery:
     app.conf.update(
         broker_transport=f"{__name__}:{FarmTransport.__name__}",
         broker_transport_options={
-            "visibility_timeout": 3600,  # of messages; leases, not this, bring work back
             "socket_timeout": 10,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
             "health_check_interval": 5,  # a connection that died silently is noticed within this
-            "unacked_restore_interval": 5,
-            "unacked_restore_throttle": 1,
             "priority_steps": [0],  # the ledger orders by priority; one Redis list per model
             "max_retries": 1,  # of publishers: who publishes has a better plan than to wait
             "interval_start": 0,

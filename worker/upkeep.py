@@ -8,6 +8,7 @@ seats are free within a step. Both outlive any outage of Redis.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 log: Final = logging.getLogger(__name__)
 
 _BEATS_PER_LEASE: Final = 4
+_CUT_OFF: Final = 0.75
+"""Of a lease: no beat for this long, and leases that the beat before renewed may have run out."""
 _VANISHED_AFTER_S: Final = 2.0
 """A unit unclaimed for this long, with nothing in the queue, has lost its message."""
 _OVERDUE_AFTER_S: Final = 30.0
@@ -63,7 +66,8 @@ class Upkeep:
         self._stopped = threading.Event()
         self._has_greeted = False
         self._is_cut_off = False
-        self._reap_from_s = clock() + lease_s
+        self._beat_at_s = -math.inf  # when the latest beat got through
+        self._reap_from_s = math.inf
         self._threads = [
             threading.Thread(target=self._keep_beating, name="upkeep", daemon=True),
             threading.Thread(target=self._watch_cancellations, name="cancellations", daemon=True),
@@ -92,12 +96,15 @@ class Upkeep:
         report = self._describe()
         # A worker that claims nothing reads no queue: its seats must not be counted on.
         self._ledger.report(report if self._renderer.is_claiming else report.model_copy(update={"models": ()}))
-        # Leases that ran out while Redis was away are not their holders' fault: when it is back, as at our own start,
-        # everybody gets a lease's time to renew before anybody reaps.
+        # Leases that ran out while Redis was away, or frozen, are not their holders' fault: when it is back, as at our
+        # own start, everybody gets a lease's time to renew before anybody reaps.
+        if self._clock() - self._beat_at_s > self._lease_s * _CUT_OFF:
+            self._reap_from_s = self._clock() + self._lease_s
         if self._clock() >= self._reap_from_s:
             self._ledger.reap()
         self._feed()
         self._rehint()
+        self._beat_at_s = self._clock()
 
     def _feed(self) -> None:
         if self._renderer.is_claiming:
@@ -127,7 +134,6 @@ class Upkeep:
                     self._is_cut_off = False
                     log.info("Redis answers again", extra={"action": "ledger_up"})
             except LedgerDown as error:
-                self._reap_from_s = self._clock() + self._lease_s
                 next_beat_s = self._clock() + _OUTAGE_PAUSE_S
                 if not self._is_cut_off:
                     self._is_cut_off = True

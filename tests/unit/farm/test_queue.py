@@ -81,6 +81,16 @@ def test_a_channel_that_closes_puts_nothing_back(app):
     assert queue_length(app, "scenes") == 0
 
 
+def test_redis_keeps_no_books_of_what_is_being_worked_on(app):
+    """A message that was read is gone from Redis: a reader that dies leaves nothing to come back in an hour."""
+    publish(app, [("scenes", Hint("job_a", index, 1)) for index in range(2)])
+    connection = app.connection_for_read()
+    consume(connection.channel(), 2)
+    with app.connection_for_read() as other:
+        assert all(key.startswith(b"_kombu.") for key in other.default_channel.client.scan_iter())
+    connection.close()
+
+
 @pytest.mark.parametrize("settle", ["ack", "reject"])
 def test_an_ack_that_redis_does_not_hear_frees_the_thread_all_the_same(settle):
     """Else as many lost acks as there are threads would end all reading, in silence."""
