@@ -134,8 +134,6 @@ def start(
     """Bring up servers, API and workers, in that order, and say where they are."""
     started_at = time.time()
     env = {
-        # On a busy machine torch's threads spin while they wait for one that has no core: measured 20 times slower.
-        "OMP_WAIT_POLICY": "PASSIVE",
         **child_env(),
         **embedded.farm_env(secret, ports),
         "FARM_MODELS_DIR": str(models_dir()),

@@ -79,6 +79,11 @@ class Settings(BaseSettings):
     ram_share: float = Field(
         0.5, gt=0, le=1, description="Share of this machine's RAM for the weights of all of its workers together."
     )
+    recycle_rss_gib: float = Field(
+        0.0,
+        ge=0,
+        description="A worker that holds more RAM after unloading a model drains, for a new process; 0 for never.",
+    )
     torch_threads: int = Field(0, ge=0, description="CPU threads for torch; 0 leaves it to torch.")
     max_undelivered: int = Field(16, ge=1, description="Finished images that wait in memory for storage.")
 

@@ -34,6 +34,7 @@ class EngineStats:
     loads: int = 0
     unloads: int = 0
     loading_s: float = 0.0  # spent on loads; no part of busy_s
+    floor_bytes: int = 0  # RAM of the process just after the latest unload; 0 before
 
 
 @dataclass(slots=True)

@@ -35,9 +35,11 @@ from worker.description import Description
 from worker.engine import Engine
 from worker.finishing import Finishing
 from worker.gpu import Device, DeviceLock, choose_device
+from worker.identity import Identities
 from worker.inputs import Pictures
 from worker.models import WorkerModels
 from worker.render import Renderer
+from worker.reuse import Reuse
 from worker.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -99,6 +101,7 @@ def run(settings: Settings) -> int:
             store=store,
             pictures=Pictures.of(store, settings),
             max_undelivered=settings.max_undelivered,
+            reuse=Reuse(store, engine, Identities(catalog, settings.models_dir, device)),
             on_claim=more_room.set,
         )
         app = make_celery(settings)
@@ -112,7 +115,7 @@ def run(settings: Settings) -> int:
             lease_s=settings.lease_s,
             nudge=more_room,
         )
-        drain = Drain(renderer, engine)
+        drain = Drain(renderer, engine, recycle_bytes=round(settings.recycle_rss_gib * 2**30))
         weights.start()
         engine.start()
         drain.start()
@@ -162,11 +165,16 @@ def prepare_bucket(store: Store) -> None:
 
 
 class Drain:
-    """Gives everything back and stops the engine, on a thread of its own, while Celery waits for its threads."""
+    """Gives everything back and stops the engine, on a thread of its own, while Celery waits for its threads.
 
-    def __init__(self, renderer: Renderer, engine: Engine) -> None:
+    Asks the process to end when the engine has lost its device, and when more than `recycle_bytes` (0: any number) are
+    left in RAM after a model went: only a new process gives back what a library keeps.
+    """
+
+    def __init__(self, renderer: Renderer, engine: Engine, *, recycle_bytes: int = 0) -> None:
         self._renderer = renderer
         self._engine = engine
+        self._recycle_bytes = recycle_bytes
         self._asked = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drain", daemon=True)
         self._watchdog = threading.Timer(_DRAIN_LIMIT_S, _give_up)
@@ -191,14 +199,24 @@ class Drain:
         self._watchdog.cancel()
 
     def _run(self) -> None:
+        is_leaving = False
         while not self._asked.wait(_WATCH_ENGINE_S):
-            if not self._engine.is_alive and not self.lost_device:
-                self.lost_device = True
+            self.lost_device = self.lost_device or not self._engine.is_alive
+            if not is_leaving and (self.lost_device or self._has_outgrown()):
+                is_leaving = True
                 os.kill(os.getpid(), signal.SIGTERM)
         log.info("draining: giving back what is not finished", extra={"action": "worker_draining"})
         self._watchdog.start()
         self._renderer.drain()
         self._engine.stop()
+
+    def _has_outgrown(self) -> bool:
+        floor_bytes = self._engine.stats().floor_bytes if self._recycle_bytes else 0
+        if floor_bytes <= self._recycle_bytes:
+            return False
+        words = "after unloading, %.1f GiB of RAM are still held: a new process takes over"
+        log.warning(words, floor_bytes / 2**30, extra={"action": "worker_recycled"})
+        return True
 
 
 def consume(

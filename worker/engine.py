@@ -157,6 +157,7 @@ class Engine:
                 loads=self._residents.loads,
                 unloads=self._residents.unloads,
                 loading_s=self._residents.loading_s,
+                floor_bytes=self._residents.floor_bytes,
             )
 
     def stop(self, *, drain_s: float = 0) -> list[Hint]:

@@ -51,6 +51,7 @@ class Residents:
         self.loads = 0
         self.unloads = 0
         self.loading_s = 0.0  # in all
+        self.floor_bytes = 0  # of RAM, that the process held just after models went; 0 before, and where nobody tells
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -113,6 +114,7 @@ class Residents:
         gc.collect()
         free_cached_memory()
         ram.give_back()
+        self.floor_bytes = ram.held_bytes() or 0
 
     def _raise_if_broken(self, model: str) -> None:
         failed_at, error = self._broken.get(model, (0.0, None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from contextlib import ExitStack
 from types import SimpleNamespace
 
@@ -110,3 +111,36 @@ def test_a_lost_device_ends_the_process_with_a_drain(monkeypatch):
     drain.over()
     assert done == ["renderer draining", "engine stopped"]
     assert drain.lost_device
+
+
+def test_a_process_that_has_grown_makes_room_for_a_new_one(monkeypatch):
+    """What is left in RAM after models went is what counts; the end is a good one, and asked for once."""
+    asked = []
+    monkeypatch.setattr("os.kill", lambda _pid, number: asked.append(number))
+    monkeypatch.setattr("worker.app._WATCH_ENGINE_S", 0.01)
+    looked = threading.Event()
+    stats = SimpleNamespace(floor_bytes=2**30)
+
+    def look():
+        looked.set()
+        return stats
+
+    drain = Drain(
+        SimpleNamespace(drain=lambda: None),
+        SimpleNamespace(is_alive=True, stop=lambda: None, stats=look),
+        recycle_bytes=2**30,
+    )
+    drain.start()
+    for _ in range(2):
+        looked.clear()
+        assert looked.wait(5)
+    assert asked == []
+    stats.floor_bytes += 1
+    deadline = time.monotonic() + 5
+    while not asked and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    drain.finish()
+    drain.over()
+    assert asked == [signal.SIGTERM]
+    assert not drain.lost_device

@@ -60,6 +60,7 @@ def test_a_worker_sees_one_device_and_has_a_lasting_name():
     cpu = worker_env(Device("cpu0", "", "cpu"), settings, num_workers=2)
     assert cpu["CUDA_VISIBLE_DEVICES"] == ""
     assert int(cpu["FARM_TORCH_THREADS"]) == max(1, (os.cpu_count() or 1) // 2)
+    assert float(cpu["FARM_RAM_SHARE"]) == 0.25  # of 0.5 for all
 
 
 def test_asking_for_cuda_without_a_gpu_ends_with_a_reason(monkeypatch, capsys):
@@ -115,6 +116,17 @@ def test_a_worker_that_dies_is_started_again(run_launcher):
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: child.process is not None and child.process.pid != first)
     assert alive(child.process.pid)
+
+
+def test_threads_of_workers_wait_without_spinning(run_launcher, tmp_path, monkeypatch):
+    """On a busy machine that is many times faster; who sets the variable has the last word."""
+    tell = f"import os, pathlib; pathlib.Path({str(tmp_path)!r}, os.environ['OMP_WAIT_POLICY']).touch(); {SLEEPER}"
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    run_launcher(Launcher([Child("box:cpu0", {})], [sys.executable, "-c", tell]))
+    wait_until((tmp_path / "PASSIVE").exists)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    run_launcher(Launcher([Child("box:cpu1", {})], [sys.executable, "-c", tell]))
+    wait_until((tmp_path / "ACTIVE").exists)
 
 
 def test_a_worker_that_keeps_dying_is_started_ever_more_slowly(run_launcher):
