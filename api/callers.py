@@ -13,7 +13,7 @@ from fastapi import Depends, Path, Request
 
 from api.expired import expired
 from api.parts import Farm
-from api.problems import FORBIDDEN, HttpProblem
+from api.problems import FORBIDDEN, INVALID_REQUEST, JOB_EXPIRED, LEDGER_DOWN, UNKNOWN_JOB, HttpProblem
 from farm.errors import Refused, UnknownJob
 from farm.jobs import JOB_ID_FORM, Header
 from farm.ledger import JobStatus
@@ -85,6 +85,9 @@ def own_job(farm: Farm, caller: Asker, job_id: JobId) -> JobStatus:
                 return status
     raise UnknownJob(f"there is no job {job_id[:64]!r}", field="id", value=job_id)
 
+
+OWN_JOB_PROBLEMS: Final = (UNKNOWN_JOB, JOB_EXPIRED, INVALID_REQUEST, LEDGER_DOWN)
+"""What an endpoint may answer that asks for its OwnJob."""
 
 OwnJob = Annotated[JobStatus, Depends(own_job)]
 """Annotation of an endpoint's parameter that is to receive the job its path names."""

@@ -8,9 +8,9 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.callers import OwnJob
+from api.callers import OWN_JOB_PROBLEMS, OwnJob
 from api.parts import Farm, Parts
-from api.problems import INVALID_REQUEST, LEDGER_DOWN, UNKNOWN_IMAGE, UNKNOWN_JOB, documented
+from api.problems import UNKNOWN_IMAGE, documented
 from api.schemas import Image, ImagePage
 from farm.jobs import Header, UnitState
 from farm.ledger import ImageStatus
@@ -19,7 +19,6 @@ from farm.storage import object_key, thumbnail_key, upscaled_key
 router = APIRouter(prefix="/v1/jobs/{job_id}/images", tags=["jobs"])
 
 _MAX_OFFSET: Final = 2**53
-_PROBLEMS = (UNKNOWN_JOB, INVALID_REQUEST, LEDGER_DOWN)
 
 Index = Annotated[int, Path(ge=0, le=_MAX_OFFSET, description="The image's place in the job, from 0.")]
 
@@ -33,7 +32,7 @@ class ImagesQuery(BaseModel):
     limit: int = Field(100, ge=1, le=1000, description="Images on a page.")
 
 
-@router.get("", response_model=ImagePage, responses=documented(*_PROBLEMS))
+@router.get("", response_model=ImagePage, responses=documented(*OWN_JOB_PROBLEMS))
 def list_images(farm: Farm, job: OwnJob, query: Annotated[ImagesQuery, Query()]) -> ImagePage:
     """List a job's images in order, with a signed URL for each that is stored. Follow `next` until it is null."""
     header = job.header
@@ -49,7 +48,7 @@ def list_images(farm: Farm, job: OwnJob, query: Annotated[ImagesQuery, Query()])
     )
 
 
-@router.get("/{index}", response_model=Image, responses=documented(UNKNOWN_IMAGE, *_PROBLEMS))
+@router.get("/{index}", response_model=Image, responses=documented(UNKNOWN_IMAGE, *OWN_JOB_PROBLEMS))
 def get_image(farm: Farm, job: OwnJob, index: Index) -> Image:
     """Tell where one image of a job is."""
     return _image(farm, job.header, farm.ledger.image(job.header.id, index))
@@ -59,7 +58,7 @@ def get_image(farm: Farm, job: OwnJob, index: Index) -> Image:
     "/{index}",
     response_model=Image,
     response_description="The image as it stands now: cancelled, or as it had been settled before.",
-    responses=documented(UNKNOWN_IMAGE, *_PROBLEMS),
+    responses=documented(UNKNOWN_IMAGE, *OWN_JOB_PROBLEMS),
 )
 def cancel_image(farm: Farm, job: OwnJob, index: Index) -> Image:
     """Cancel one image of a job.

@@ -10,9 +10,9 @@ import logging
 
 from fastapi import APIRouter, BackgroundTasks
 
-from api.callers import OwnJob
+from api.callers import OWN_JOB_PROBLEMS, OwnJob
 from api.parts import Farm, Parts
-from api.problems import INVALID_REQUEST, JOB_CANCELLED, LEDGER_DOWN, UNKNOWN_JOB, documented
+from api.problems import JOB_CANCELLED, documented
 from api.schemas import Job
 from farm.errors import Transient
 from farm.feeding import feed
@@ -20,10 +20,8 @@ from farm.feeding import feed
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
 
-_PROBLEMS = (UNKNOWN_JOB, INVALID_REQUEST, LEDGER_DOWN)
 
-
-@router.get("", response_model=Job, responses=documented(*_PROBLEMS))
+@router.get("", response_model=Job, responses=documented(*OWN_JOB_PROBLEMS))
 def get_job(job: OwnJob) -> Job:
     """Tell how far a job is."""
     return Job.of(job)
@@ -33,7 +31,7 @@ def get_job(job: OwnJob) -> Job:
     "",
     response_model=Job,
     response_description="The job as it stands now: cancelled, or as it had ended before.",
-    responses=documented(*_PROBLEMS),
+    responses=documented(*OWN_JOB_PROBLEMS),
 )
 def cancel_job(farm: Farm, job: OwnJob) -> Job:
     """Cancel a job.
@@ -48,7 +46,7 @@ def cancel_job(farm: Farm, job: OwnJob) -> Job:
     "/pause",
     response_model=Job,
     response_description="The job as it stands now: paused, or as it had ended before.",
-    responses=documented(*_PROBLEMS),
+    responses=documented(*OWN_JOB_PROBLEMS),
 )
 def pause_job(farm: Farm, job: OwnJob) -> Job:
     """Pause a job.
@@ -63,7 +61,7 @@ def pause_job(farm: Farm, job: OwnJob) -> Job:
     "/resume",
     response_model=Job,
     response_description="The job as it stands now.",
-    responses=documented(*_PROBLEMS),
+    responses=documented(*OWN_JOB_PROBLEMS),
 )
 def resume_job(farm: Farm, job: OwnJob, background: BackgroundTasks) -> Job:
     """Resume a paused job, in the place it had. One that is not paused stays as it is."""
@@ -76,7 +74,7 @@ def resume_job(farm: Farm, job: OwnJob, background: BackgroundTasks) -> Job:
     "/retry",
     response_model=Job,
     response_description="The job as it stands now: its failed images wait again.",
-    responses=documented(JOB_CANCELLED, *_PROBLEMS),
+    responses=documented(JOB_CANCELLED, *OWN_JOB_PROBLEMS),
 )
 def retry_job(farm: Farm, job: OwnJob, background: BackgroundTasks) -> Job:
     """Try a job's failed images again, each with as many attempts as a new one.
