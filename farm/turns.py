@@ -11,11 +11,11 @@ waits for them. It takes another one
    - a model would otherwise wait unserved for longer than is promised: the worker leaves as late as that allows;
    - the tenants of a model are behind their share of GPU time by more than turns alone explain.
 
-The promise. Say the workers take turns, round and round, and model m gets v[m] of their time in each round. Then a round
-of W workers takes P = sum(v) / W, and m is unserved for P - v[m] of it, and until it is loaded. Turns follow the
-shares of the models, v = share * W * P, with the longest P that keeps every wait within `wait_s`: the longer the round, the
-fewer the loads. But no round is shorter than four times its loads, so that at most a quarter of the workers' time is
-spent on them. Where such a round does not keep the waits within `wait_s`, the promise is what it does keep.
+The promise. Say the workers take turns, round and round, and model m gets v[m] of their time in each round. Then a
+round of W workers takes P = sum(v) / W, and m is unserved for P - v[m] of it, and until it is loaded. Turns follow the
+shares of the models, v = share * W * P, with the longest P that keeps every wait within `wait_s`: the longer the round,
+the fewer the loads. But no round is shorter than four times its loads, so that at most a quarter of the workers' time
+is spent on them. Where such a round does not keep the waits within `wait_s`, the promise is what it does keep.
 
 All workers decide on their own. Of two that come to the same conclusion the ledger takes the first; the other looks
 again.
@@ -221,7 +221,7 @@ class _Turn:
                 return 0.0
             swing_s = max(1.0, self.round.swing_s(part) + self.round.swing_s(each.share * self.demand.workers))
             if wanted.served_by:  # nobody is waiting for this, so that it has to pay
-                swing_s = max(swing_s, _STAY_LOADS * self.me.load_s(model))
+                swing_s = max(swing_s, _SHORTEST_TURN * self.me.load_s(model))
             # What was handed out and not begun is charged already, and comes back when the worker goes.
             leads.append((wanted.lag_s - each.lag_s - each.handed * each.image_s) / swing_s)
         return min(leads)
