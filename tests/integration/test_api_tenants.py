@@ -1,9 +1,13 @@
 """Tenants over HTTP, on a real ledger: what each may take, and what of the farm each sees."""
 
+import re
+from pathlib import Path
+
 import pytest
 
-from api_client import WORKER
+from api_client import WORKER, heartbeat
 
+PAGE = Path(__file__).parents[2] / "docs" / "fairness.md"
 ALICE, BOB = ({"Farm-Tenant": name} for name in ("alice", "bob"))
 
 
@@ -229,6 +233,39 @@ def test_a_header_sent_twice_is_refused(gateway):
     answer = gateway.get("/v1/jobs", headers=[("Farm-Tenant", "alice"), ("Farm-Tenant", "bob")])
     assert (answer.status_code, slug_of(answer)) == (422, "invalid-request")
     assert answer.json()["errors"][0]["field"] == "Farm-Tenant"
+
+
+# -- order
+
+
+def hand_out(api, count, **jobs):
+    """Post a job for each tenant, then let a worker come; return whose the first hand-outs are."""
+    tenants = {}
+    for name, body in jobs.items():
+        tenants[api.post_job(headers={"Farm-Tenant": name}, **body)["id"]] = name
+    api.parts.ledger.report(heartbeat(max_batch=64))
+    return [tenants[hint.job] for hint in api.parts.ledger.feed("scenes", limit=count)]
+
+
+def test_the_example_of_the_page_is_what_happens(gateway):
+    """Alice of weight 2 and Bob of weight 1 go as docs/fairness.md has it."""
+    row = re.search(r"^\| goes to \|(.*)\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    expected = [name.strip().lower() for name in row.group(1).split("|")]
+    gateway.put("/v1/tenants/alice", json={"weight": 2})
+    thousand = {"num_images_per_prompt": 1000}
+    assert hand_out(gateway, len(expected), alice=thousand, bob=thousand) == expected
+
+
+def test_priority_goes_first_and_bulk_is_not_forgotten(gateway):
+    """Carol's interactive image is next whatever her account says; Dave's bulk images go after 16 others each."""
+    order = hand_out(
+        gateway,
+        51,
+        alice={"num_images_per_prompt": 1000},
+        carol={"priority": "interactive"},
+        dave={"priority": "bulk", "num_images_per_prompt": 50},
+    )
+    assert order == ["carol", *["alice"] * 15, "dave", *["alice"] * 16, "dave", *["alice"] * 16, "dave"]
 
 
 # -- metrics
