@@ -29,8 +29,8 @@ from api.chores import Chores, Handler
 from api.metrics import FarmCollector, HttpMetrics
 from api.observe import Observe
 from api.parts import build_parts
+from api.webhooks import deliveries
 from api.webhooks import endpoints as webhooks
-from api.webhooks.deliveries import Deliveries, DeliveryMetrics
 from api.webhooks.sending import Sender
 from farm.catalog import load_catalog
 from farm.settings import Settings
@@ -43,7 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
     handlers: dict[str, Handler] = {
         "manifest": retention.keep_manifest,
         "expire": retention.expire,
-        "webhook": Deliveries(DeliveryMetrics(http_metrics.registry)),
+        "webhook": deliveries.Deliveries(deliveries.DeliveryMetrics(http_metrics.registry)),
     }
 
     @asynccontextmanager
@@ -52,7 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
         collector = FarmCollector(farm)
         http_metrics.registry.register(collector)
         app.state.parts = farm
-        chores = Chores(farm, handlers)
+        chores = Chores(farm, handlers, at_once={"webhook": deliveries.AT_ONCE})
         chores.start()
         try:
             yield

@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from api.parts import Parts
@@ -30,7 +31,7 @@ LEASE_S: Final = 60.0
 """How long a chore is ours alone, unless it is kept; after a death it waits as long for somebody else."""
 
 _KEEP_EVERY_S: Final = LEASE_S / 3
-_AT_ONCE: Final = 4  # of one kind: a receiver that hangs holds up neither the others nor another kind
+_AT_ONCE: Final = 4  # of one kind, unless said otherwise: no kind holds up another
 _IDLE_S: Final = 2.0
 _OUTAGE_PAUSE_S: Final = 2.0
 _FIRST_RETRY_S: Final = 1.0
@@ -46,15 +47,24 @@ class NotYet(Transient):
         self.again_s = again_s
 
 
+class NoRoom(NotYet):
+    """What it needs is taken by other chores just now: it comes again, and that counts for no try."""
+
+
 class Chores:
-    """The thread that takes chores, and those that do them: up to `at_once` of each kind."""
+    """The thread that takes chores, and those that do them: up to four of each kind, or as many as `at_once` says."""
 
     def __init__(
-        self, farm: Parts, handlers: Mapping[str, Handler], *, at_once: int = _AT_ONCE, idle_s: float = _IDLE_S
+        self,
+        farm: Parts,
+        handlers: Mapping[str, Handler],
+        *,
+        at_once: Mapping[str, int] | None = None,
+        idle_s: float = _IDLE_S,
     ) -> None:
         self._farm = farm
         self._handlers = dict(handlers)
-        self._at_once = at_once
+        self._at_once = dict.fromkeys(handlers, _AT_ONCE) | dict(at_once or {})
         self._idle_s = idle_s
         self._stopped = threading.Event()
         self._nudged = threading.Event()
@@ -108,7 +118,7 @@ class Chores:
                 self._farm.ledger.keep_chore(chore, LEASE_S)
         for kind in self._handlers:
             with self._lock:
-                room = self._at_once - sum(1 for chore in self._running if chore.kind == kind)
+                room = self._at_once[kind] - sum(1 for chore in self._running if chore.kind == kind)
             if room:
                 for chore in self._farm.ledger.take_chores([kind], limit=room, lease_s=LEASE_S):
                     self._begin(chore)
@@ -128,11 +138,7 @@ class Chores:
 
     def _do(self, chore: Chore) -> None:
         try:
-            again_s = self._outcome(chore)
-            if again_s is None:
-                self._farm.ledger.chore_done(chore)
-            else:
-                self._farm.ledger.chore_later(chore, again_s)
+            self._outcome(chore)()
         except Exception as error:  # noqa: BLE001  without an answer the chore comes again when its lease has run out
             extra = {"action": "chore_unsettled", **_names(chore)}
             log.warning("A chore comes again, done or not: %s", error, extra=extra)
@@ -141,20 +147,22 @@ class Chores:
                 del self._running[chore]
             self._nudged.set()
 
-    def _outcome(self, chore: Chore) -> float | None:
-        """Do a chore; return None when it is done, else after how many seconds to try again."""
-        extra = {"action": "chore_failed", **_names(chore)}
+    def _outcome(self, chore: Chore) -> Callable[[], None]:
+        """Do a chore; return what to tell the ledger of it."""
+        ledger, extra = self._farm.ledger, {"action": "chore_failed", **_names(chore)}
         try:
             self._handlers[chore.kind](self._farm, chore)
+        except NoRoom as error:
+            return partial(ledger.keep_chore, chore, error.again_s)
         except NotYet as error:
-            return error.again_s
+            return partial(ledger.chore_later, chore, error.again_s)
         except Transient as error:
             log.warning("A chore has to wait: %s", error, extra=extra)
         except Exception:
             log.exception("A chore failed, and is tried again", extra=extra)
         else:
-            return None
-        return retry_after_s(chore.tries)
+            return partial(ledger.chore_done, chore)
+        return partial(ledger.chore_later, chore, retry_after_s(chore.tries))
 
 
 def retry_after_s(tries: int) -> float:

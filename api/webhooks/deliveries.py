@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
-from prometheus_client import CollectorRegistry, Counter
+import prometheus_client
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from api.chores import NotYet
+from api.chores import NoRoom, NotYet
 from api.parts import Parts
 from api.webhooks.payload import message_of
 from api.webhooks.sending import Outcome
@@ -30,6 +35,11 @@ State = Literal["waiting", "retrying", "delivered", "gone", "given_up"]
 SCHEDULE_S: Final = (5.0, 300.0, 1_800.0, 7_200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)
 """Seconds from each failed try to the next one, as Standard Webhooks recommends; after the last nobody tries again."""
 
+AT_ONCE: Final = 16
+"""Tries that one process makes at the same time: they mostly wait."""
+
+_AT_ONCE_TO_ONE: Final = 4  # receiver: one that hangs holds up its own messages, and nobody else's
+_NO_ROOM_S: Final = 20.0
 _JITTER: Final = 0.1
 _MOST_RETRY_AFTER_S: Final = 86_400.0
 _MAX_ERROR_CHARS: Final = 300
@@ -53,7 +63,7 @@ class DeliveryMetrics:
     """Counts the tries of this process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._tries = Counter(
+        self._tries = prometheus_client.Counter(
             "farm_webhook_tries",
             "Tries to deliver a webhook, by what became of it; given_up and gone are not tried again.",
             ("outcome",),
@@ -72,9 +82,11 @@ class Deliveries:
 
     def __init__(self, metrics: DeliveryMetrics) -> None:
         self._metrics = metrics
+        self._lock = threading.Lock()
+        self._busy: Counter[str] = Counter()  # tries under way, by host and port
 
     def __call__(self, farm: Parts, chore: Chore) -> None:
-        """Make one try; raises NotYet with the time of the next one, if there is to be one."""
+        """Make one try; raises NotYet with the time of the next one, if there is to be one, and NoRoom."""
         try:
             status = farm.ledger.job(chore.job)
         except UnknownJob:
@@ -83,7 +95,8 @@ class Deliveries:
         if webhook is None:
             return
         message = message_of(status, chore.event, chore.count, now_s=time.time())
-        outcome = farm.webhooks.send(webhook.url, message)
+        with self._room_at(urlsplit(webhook.url).netloc.lower()):
+            outcome = farm.webhooks.send(webhook.url, message)
         delivery = judge(message.id, outcome, tries=chore.tries, now_s=time.time())
         self._metrics.count(delivery.state)
         _tell(chore, webhook.url, delivery)
@@ -93,6 +106,21 @@ class Deliveries:
             log.warning("A webhook's fate was not noted: %s", error, extra={"action": "webhook_unnoted"})
         if delivery.next_try_at is not None and delivery.tried_at is not None:
             raise NotYet(f"webhook: {delivery.error}", again_s=delivery.next_try_at - delivery.tried_at)
+
+    @contextmanager
+    def _room_at(self, receiver: str) -> Iterator[None]:
+        """Hold one of the tries that a receiver may have at a time; raises NoRoom."""
+        with self._lock:
+            if self._busy[receiver] >= _AT_ONCE_TO_ONE:
+                raise NoRoom(f"{receiver} is busy", again_s=_NO_ROOM_S * random.uniform(0.5, 1.5))  # noqa: S311
+            self._busy[receiver] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy[receiver] -= 1
+                if not self._busy[receiver]:
+                    del self._busy[receiver]  # their number has no bound
 
 
 def judge(message_id: str, outcome: Outcome, *, tries: int, now_s: float) -> Delivery:

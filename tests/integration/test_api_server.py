@@ -152,6 +152,8 @@ def test_the_same_key_at_the_same_moment_makes_one_job(served):
     [
         ("FARM_MAX_PROMPTS", "many", "max_prompts"),
         ("FARM_CATALOG_FILE", "/nowhere/catalog.toml", "/nowhere/catalog.toml"),
+        ("FARM_WEBHOOK_SECRET", "secret", "FARM_WEBHOOK_SECRET: secret 1 does not begin with whsec_"),
+        ("FARM_WEBHOOK_ALLOW_PRIVATE", "10.0.0.0/33", "FARM_WEBHOOK_ALLOW_PRIVATE: '10.0.0.0/33'"),
     ],
 )
 def test_a_wrong_setting_is_told_without_a_traceback(variable, value, told):
