@@ -72,6 +72,8 @@ class WorkerModels:
         return self._weights.model(self._catalog.row(model), prefer_fp16=prefer_fp16).weights.values()
 
     def _measure(self, model: str) -> Footprint | None:
+        if model not in self._catalog.names:
+            return None  # of a newer API's catalog; loading it will fail
         return footprint_of(
             self._catalog.row(model),
             self._models_dir,

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from farm.plans import ModelSizes, NoPlan, Precision, Where, plan_for_row, sizes_of
+from farm.errors import FarmError
+from farm.plans import ModelSizes, Precision, Where, plan_for_row, sizes_of
 from farm.plans.sizes import measure
 from farm.plans.working import CONTEXT_BYTES
-from farm.weights import BadHeader, read_header
+from farm.weights import read_header
 from worker import ram
 from worker.budget import Footprint
 from worker.pipelines.placement import can_load_4bit
@@ -55,7 +56,8 @@ def footprint_of(
             device_kind="cuda" if on_card else "cpu",
             can_load_4bit=can_load_4bit() and row.filename is None,
         )
-    except (NoPlan, BadHeader, OSError):  # its loader will say so, in words
+    # Whatever is wrong with a model's files, its loader says so in words.
+    except (FarmError, OSError, ValueError, LookupError, StopIteration):
         return None
     seats = min(max_batch, row.max_batch or max_batch)
     return Footprint.of(plan, max_batch=seats, on_card=on_card)

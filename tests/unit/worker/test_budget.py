@@ -8,8 +8,11 @@ import torch
 from farm.catalog import Catalog
 from farm.plans import ModelSizes, plan_for
 from farm.plans.published import PUBLISHED
+from farm.settings import Settings
 from tiny_models import save_tiny_sd15, tiny_row
 from worker.budget import Budget, Footprint, Space, one_at_a_time
+from worker.gpu import Device
+from worker.models import WorkerModels
 from worker.pipelines.fitting import footprint_of
 
 GIB = 2**30
@@ -159,3 +162,19 @@ def test_a_model_without_a_plan_is_of_unknown_size(tmp_path):
     assert measured(tiny_row("broken.safetensors"), tmp_path) is None
     row = Catalog().row("sd15")
     assert measured(row, tmp_path, memory_bytes=GIB) is None
+
+
+def test_a_worker_measures_its_own_models(tmp_path):
+    """Tiny ones fit beside each other, as far as the setting allows; a name that the catalog lacks fits beside none."""
+    save_tiny_sd15(tmp_path / "tiny")
+    catalog = Catalog([tiny_row(tmp_path / "tiny", name=name) for name in "abc"])
+
+    def fits(models, **settings):
+        device = Device(torch.device("cpu"), "cpu", None)
+        return WorkerModels(Settings(models_dir=tmp_path, **settings), catalog, device).fits(models)
+
+    assert fits("ab")
+    assert fits("abc")
+    assert not fits("abc", max_resident_models=2)
+    assert not fits("abc", ram_share=1e-6)
+    assert not fits(["a", "unknown"])
