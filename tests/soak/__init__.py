@@ -1,0 +1,1 @@
+"""The soak: thousands of units under faults drawn at random, compared with a run that nobody disturbed."""
