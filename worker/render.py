@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from farm.errors import Fatal, LedgerDown, StorageDown
+from farm.errors import Fatal, LedgerDown, StorageDown, Transient
+from worker.company import Company
 from worker.files import files_of
 from worker.seat import EngineStopped, UnitCancelled
 
@@ -67,6 +68,7 @@ class Renderer:
         pictures: Pictures,
         max_undelivered: int,
         reuse: Reuse | None = None,
+        serves: Callable[[str], bool] = lambda _model: True,
         on_claim: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
@@ -76,7 +78,9 @@ class Renderer:
         self._pictures = pictures
         self._max_undelivered = max_undelivered
         self._reuse = reuse
+        self._serves = serves
         self._on_claim = on_claim
+        self._company = Company()
         self._draining = threading.Event()
         self._changed = threading.Condition()  # guards the three below
         self._leases: dict[Hint, _Lease] = {}
@@ -102,7 +106,9 @@ class Renderer:
             except Fatal as error:
                 return self._fail(unit, str(error), final=True)
             except Exception as error:  # noqa: BLE001  whatever it is, the unit must not stay without an answer
-                return self._fail(unit, f"{type(error).__name__}: {error}", final=False)
+                # Somebody is away: tried again at once it would only fail again.
+                delay_s = _backoff_s(unit.attempt) if isinstance(error, Transient) else 0.0
+                return self._fail(unit, f"{type(error).__name__}: {error}", final=False, delay_s=delay_s)
             gpu_s = 0.0 if rendered is None else rendered.timings.gpu_s
             render_s = 0.0 if rendered is None else rendered.timings.render_s
             counted = self._until_redis_answers(
@@ -119,11 +125,14 @@ class Renderer:
         return outcome
 
     def _make(self, lease: _Lease, unit: Unit, inputs: Inputs) -> Rendered:
-        """Render the unit and put its files; raises what the engine and `_deliver` raise."""
-        future = self._engine.submit(unit, inputs)
-        if lease.is_lost:  # before the engine knew of it, so that the engine was told in vain
-            self._engine.cancel(unit.job, unit.index)
-        rendered = future.result()
+        """Render the unit, by itself if it must be, and put its files; raises what the engine and `_until` raise."""
+        if not self._serves(unit.model):  # its message was read a moment before that ended
+            raise EngineStopped("its model is not served here any more")
+        with self._company.joined(alone=unit.alone, go_on=lambda: self._go_on(lease)):
+            future = self._engine.submit(unit, inputs)
+            if lease.is_lost:  # before the engine knew of it, so that the engine was told in vain
+                self._engine.cancel(unit.job, unit.index)
+            rendered = future.result()
         with self._undelivered():
             for file in files_of(unit, rendered):
                 self._deliver(lease, unit, file)
@@ -159,6 +168,7 @@ class Renderer:
                 if hint in self._leases:
                     self._leases[hint].is_lost = True
             self._engine.cancel(hint.job, hint.index)
+        self._company.wake()
 
     def cancel(self, job: str, index: int | None = None) -> None:
         """Stop work on all units of a cancelled job, or on one."""
@@ -169,6 +179,7 @@ class Renderer:
         self._draining.set()
         with self._changed:
             self._changed.notify_all()
+        self._company.wake()
 
     # -- what may go wrong
 
@@ -177,63 +188,74 @@ class Renderer:
         with self._changed:
             self._changed.wait_for(lambda: self._num_undelivered < self._max_undelivered or self._draining.is_set())
 
+    def _go_on(self, lease: _Lease) -> None:
+        """Raise UnitCancelled when the lease is lost, EngineStopped when this worker has to go."""
+        if lease.is_lost:
+            raise UnitCancelled("not ours any more")
+        if self._draining.is_set():
+            raise EngineStopped("the worker stops")
+
     def _fetch(self, lease: _Lease, unit: Unit) -> Inputs:
         """Return the pictures that the unit names; while the storage is away keep the lease, and try again.
 
-        Raises RenderFailed when there are none to be had, InputAway when another host does not give one, UnitCancelled
-        and EngineStopped as `_deliver` does.
+        Raises RenderFailed when there are none to be had, InputAway when another host does not give one, and what
+        `_until` raises.
         """
-        for attempt, pause_s in enumerate(_pauses()):
-            if lease.is_lost:
-                raise UnitCancelled("not ours any more before it was begun")
-            try:
-                return self._pictures.fetch(unit)
-            except StorageDown as error:
-                extra = {**_names(unit), "action": "fetch_failed"}
-                log.log(_once_loud(attempt), "a unit waits for its pictures: %s", error, extra=extra)
-            if self._draining.wait(pause_s):
-                raise EngineStopped("the worker stops while a unit's pictures are away")
-        raise AssertionError("pauses never end")
+        extra = {**_names(unit), "action": "fetch_failed"}
+        waits = "a unit waits for its pictures"
+        return self._until(lambda: self._pictures.fetch(unit), (StorageDown,), waits, extra, lease)
 
     def _deliver(self, lease: _Lease, unit: Unit, file: File) -> None:
-        """Put a file of the unit; while the storage is away keep it, and its lease, and try again.
-
-        Raises UnitCancelled when the lease is lost meanwhile, EngineStopped when this worker has to go.
-        """
-        for attempt, pause_s in enumerate(_pauses()):
-            if lease.is_lost:
-                raise UnitCancelled("not ours any more when it was finished")
-            try:
-                self._store.put(file.key, file.data, file.content_type)
-            except (StorageDown, Fatal) as error:  # Fatal: refused credentials, which are no fault of the unit
-                extra = {**_names(unit), "action": "put_failed"}
-                log.log(_once_loud(attempt), "an image waits for the storage: %s", error, extra=extra)
-            else:
-                return
-            if self._draining.wait(pause_s):
-                raise EngineStopped("the worker stops while the storage is away")
+        """Put a file of the unit; while the storage is away keep it, and its lease, and try again, as `_until` does."""
+        extra = {**_names(unit), "action": "put_failed"}
+        # Fatal: refused credentials, which are no fault of the unit.
+        away = (StorageDown, Fatal)
+        waits = "an image waits for the storage"
+        self._until(lambda: self._store.put(file.key, file.data, file.content_type), away, waits, extra, lease)
 
     def _release(self, unit: Unit, outcome: Outcome, why: Exception) -> Outcome:
         self._until_redis_answers(lambda: self._ledger.release(unit.hint, self.name))
         log.info("gave a unit back: %s", why, extra={**_names(unit), "action": f"unit_{outcome}"})
         return outcome
 
-    def _fail(self, unit: Unit, reason: str, *, final: bool) -> Outcome:
+    def _fail(self, unit: Unit, reason: str, *, final: bool, delay_s: float = 0.0) -> Outcome:
         with self._changed:
             self._num_failures += 1
         log.error("gave a unit up: %s", reason, extra={**_names(unit), "action": "unit_failed", "final": final})
-        self._until_redis_answers(lambda: self._ledger.failed(unit.hint, self.name, reason, final=final))
+        self._until_redis_answers(
+            lambda: self._ledger.failed(unit.hint, self.name, reason, final=final, delay_s=delay_s)
+        )
         return Outcome.FAILED
 
     def _until_redis_answers(self, ask: Callable[[], _T]) -> _T | None:
         """Return the ledger's answer, however long Redis is away; None if this worker has to go before."""
+        try:
+            return self._until(ask, (LedgerDown,), "waiting for Redis", {"action": "ledger_down"})
+        except EngineStopped:
+            return None
+
+    def _until(
+        self,
+        work: Callable[[], _T],
+        away: tuple[type[Exception], ...],
+        waits: str,
+        extra: dict[str, object],
+        lease: _Lease | None = None,
+    ) -> _T:
+        """Return what `work` returns; while it raises one of `away`, say so once and try again, ever more slowly.
+
+        Raises UnitCancelled when `lease` is lost meanwhile, EngineStopped when this worker has to go.
+        """
         for attempt, pause_s in enumerate(_pauses()):
+            if lease is not None and lease.is_lost:
+                raise UnitCancelled("not ours any more")
             try:
-                return ask()
-            except LedgerDown as error:
-                log.log(_once_loud(attempt), "waiting for Redis: %s", error, extra={"action": "ledger_down"})
+                return work()
+            except away as error:
+                level = logging.DEBUG if attempt else logging.WARNING  # an outage may be long
+                log.log(level, "%s: %s", waits, error, extra=extra)
             if self._draining.wait(pause_s):
-                return None
+                raise EngineStopped(f"the worker stops: {waits}")
         raise AssertionError("pauses never end")
 
     # -- what we hold
@@ -269,9 +291,12 @@ def _pauses(first_s: float = 0.1, longest_s: float = 3.0) -> Iterator[float]:
         pause_s = min(pause_s * 2, longest_s)
 
 
-def _once_loud(attempt: int) -> int:
-    """Return the level of a complaint that would otherwise be repeated all through an outage."""
-    return logging.DEBUG if attempt else logging.WARNING
+def _backoff_s(attempt: int) -> float:
+    """Return how long a unit waits that failed at this attempt: about 1, 4, 16, 60 s, scattered.
+
+    With five attempts whoever is away may be so for a minute before a unit is given up.
+    """
+    return min(4.0 ** (attempt - 1), 60.0) * random.uniform(0.75, 1.25)  # noqa: S311  not a secret
 
 
 def _names(unit: Unit) -> dict[str, object]:

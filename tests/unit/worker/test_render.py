@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from expanded_jobs import expanded_job
-from farm.errors import Fatal, ModelBroken, RenderFailed, StorageDown
+from farm.errors import Fatal, HubDown, ModelBroken, RenderFailed, StorageDown
 from farm.jobs import Hint, JobState, UnitState
 from farm.ledger import Ledger, WorkerReport
 from farm.recipes import read_recipe
@@ -18,7 +18,7 @@ from farm.settings import Settings
 from servers import valkey
 from worker.inputs import InputAway
 from worker.pipelines.base import NO_INPUTS, Inputs
-from worker.render import Outcome, Renderer
+from worker.render import Outcome, Renderer, _backoff_s
 from worker.seat import EngineStopped, Rendered, Timings, UnitCancelled
 
 ME, OTHER = "here:cpu0#1", "there:cpu0#1"
@@ -114,7 +114,7 @@ def image():
 @pytest.fixture
 def ledger(redis_url):
     """Return a ledger on an empty server."""
-    ledger = Ledger.connect(Settings(redis_url=redis_url, max_attempts=2))
+    ledger = Ledger.connect(Settings(redis_url=redis_url, max_attempts=3))
     yield ledger
     ledger.close()
 
@@ -221,11 +221,101 @@ def test_a_unit_waits_for_its_picture_while_the_storage_is_away(renderer, ledger
 
 
 def test_a_host_that_gives_no_picture_now_costs_a_strike(renderer, ledger):
-    """Somebody tries again later; a seat's thread does not wait for strangers."""
+    """Somebody tries again, a while later; a seat's thread does not wait for strangers."""
     job, (hint,) = open_job(ledger, image="uploads/a.png")
     renderer._pictures.outcomes = [InputAway("the server answers 500")]
     assert renderer.render(hint) is Outcome.FAILED
     assert ledger.image(job, 0).state is UnitState.QUEUED
+    ledger.reap()
+    assert ledger.feed("scenes") == [], "a second has not passed"
+    time.sleep(1.3)
+    ledger.reap()
+    assert [again.attempt for again in ledger.feed("scenes")] == [2]
+
+
+def test_a_unit_waits_longer_after_each_try_that_found_nobody_there():
+    """A hub or host that is away for a minute costs no unit of five attempts its life."""
+    waits = [_backoff_s(attempt) for attempt in range(1, 6)]
+    assert all(0.75 <= wait / expected <= 1.25 for wait, expected in zip(waits, (1, 4, 16, 60, 60), strict=True))
+
+
+@pytest.mark.parametrize("error", [HubDown("away"), StorageDown("away")])
+def test_a_model_that_cannot_be_had_now_is_tried_again_later(renderer, ledger, engine, error):
+    """The hub is away when the engine wants to load: a strike, but no hurry."""
+    job, (hint,) = open_job(ledger)
+    engine.outcome = error
+    assert renderer.render(hint) is Outcome.FAILED
+    ledger.reap()
+    assert ledger.feed("scenes") == []
+    assert ledger.image(job, 0).state is UnitState.QUEUED
+    assert ledger.image(job, 0).history == (f"{type(error).__name__}: away",)
+
+
+def test_a_suspect_renders_with_nothing_beside_it(renderer, ledger, engine):
+    """Its workers died twice: it waits until all seats are free, and others wait while it has one."""
+    _, hints = open_job(ledger, images=3)
+    suspect = die_twice(ledger, hints[0])
+    engine.holds = True
+    first = in_thread(renderer.render, hints[1])
+    assert engine.arrived.wait(5)
+    alone = in_thread(renderer.render, suspect)
+    wait_until(lambda: suspect in renderer.held)
+    second = in_thread(renderer.render, hints[2])
+    wait_until(lambda: hints[2] in renderer.held)
+    time.sleep(0.2)
+    assert list(engine.futures) == [hints[1]]
+    engine.settle(hints[1])
+    assert first.result(5) is Outcome.STORED
+    wait_until(lambda: suspect in engine.futures)
+    time.sleep(0.2)
+    assert hints[2] not in engine.futures
+    engine.settle(suspect)
+    assert alone.result(5) is Outcome.STORED
+    wait_until(lambda: hints[2] in engine.futures)
+    engine.settle(hints[2])
+    assert second.result(5) is Outcome.STORED
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_who_waits_for_company_to_leave_hears_that_it_is_over(renderer, ledger, engine, cancelled):
+    """Cancelled or drained while others sit, a suspect is given back, and the door stands open again."""
+    _, hints = open_job(ledger, images=3)
+    suspect = die_twice(ledger, hints[0])
+    engine.holds = True
+    first = in_thread(renderer.render, hints[1])
+    assert engine.arrived.wait(5)
+    alone = in_thread(renderer.render, suspect)
+    wait_until(lambda: suspect in renderer.held)
+    if not cancelled:
+        renderer.drain()
+        assert alone.result(5) is Outcome.RELEASED
+        engine.stop()
+        assert first.result(5) is Outcome.RELEASED
+        return
+    renderer.lose([suspect])
+    assert alone.result(5) is Outcome.LOST
+    second = in_thread(renderer.render, hints[2])
+    wait_until(lambda: hints[2] in engine.futures)
+    for hint in hints[1:]:
+        engine.settle(hint)
+    assert [first.result(5), second.result(5)] == [Outcome.STORED] * 2
+
+
+def die_twice(ledger, hint):
+    """Claim a unit with workers that die of it; return its next hint."""
+    for boot in (1, 2):
+        assert ledger.claim(hint, f"there:cpu0#{boot}")
+        ledger.reap_node("there:cpu0", keep="there:cpu0#9")
+        (hint,) = ledger.feed("scenes")
+    return hint
+
+
+def wait_until(is_so):
+    """Wait for a condition."""
+    deadline = time.monotonic() + 5
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("cancelled", [True, False])
@@ -268,14 +358,15 @@ def test_the_unexpected_is_tried_again_until_attempts_run_out(renderer, ledger, 
     """A bug or bad luck is one strike; the last one fails the unit with its history."""
     job, (hint,) = open_job(ledger)
     engine.outcome = ZeroDivisionError("oops")
+    for attempt in (2, 3):
+        assert renderer.render(hint) is Outcome.FAILED
+        assert ledger.image(job, 0).state is UnitState.QUEUED
+        (hint,) = ledger.feed("scenes")
+        assert hint.attempt == attempt
     assert renderer.render(hint) is Outcome.FAILED
-    assert ledger.image(job, 0).state is UnitState.QUEUED
-    (again,) = ledger.feed("scenes")
-    assert again.attempt == 2
-    assert renderer.render(again) is Outcome.FAILED
     failed = ledger.image(job, 0)
     assert failed.state is UnitState.FAILED
-    assert failed.history == ("ZeroDivisionError: oops",) * 2
+    assert failed.history == ("ZeroDivisionError: oops",) * 3
 
 
 def test_a_cancelled_unit_leaves_its_seat_and_the_ledger(renderer, ledger, engine, store):
