@@ -28,7 +28,7 @@ from farm.errors import FarmError, LedgerDown, StorageDown
 from farm.jobs import Hint
 from farm.ledger import Ledger
 from farm.logs import configure_logging
-from farm.queue import RENDER_TASK, make_celery, queues
+from farm.queue import RENDER_TASK, make_celery, queues, read_only
 from farm.settings import Settings
 from farm.storage import Store
 from worker.description import Description
@@ -40,7 +40,8 @@ from worker.inputs import Pictures
 from worker.models import WorkerModels
 from worker.render import Renderer
 from worker.reuse import Reuse
-from worker.upkeep import Upkeep
+from worker.serving import Serving
+from worker.upkeep import Appetite, Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -93,7 +94,17 @@ def run(settings: Settings) -> int:
             read_ahead=weights.read_ahead,
             finishing=Finishing(settings.models_dir, device.torch),
         )
-        more_room = threading.Event()
+        serving = Serving(
+            name,
+            models,
+            ledger=ledger,
+            device=engine,
+            fits=weights.fits,
+            max_batch=settings.max_batch,
+            wait_s=settings.model_wait_s,
+        )
+        nudge = threading.Event()
+        appetite = Appetite(settings.max_batch, nudge)
         renderer = Renderer(
             name,
             ledger=ledger,
@@ -102,18 +113,22 @@ def run(settings: Settings) -> int:
             pictures=Pictures.of(store, settings),
             max_undelivered=settings.max_undelivered,
             reuse=Reuse(store, engine, Identities(catalog, settings.models_dir, device)),
-            on_claim=more_room.set,
+            serves=lambda model: model in serving.models,
+            on_claim=appetite.claimed,
         )
         app = make_celery(settings)
+        read_only(app, lambda: serving.models)
         upkeep = Upkeep(
             node,
             ledger=ledger,
+            leases=Ledger.connect(settings, socket_timeout_s=settings.lease_s / 4, retries=1),
             renderer=renderer,
             app=app,
-            models=models,
-            describe=Description(name, node, device, models, engine, renderer).report,
+            serving=serving,
+            appetite=appetite,
+            describe=Description(name, node, device, models, serving, engine, renderer).report,
             lease_s=settings.lease_s,
-            nudge=more_room,
+            nudge=nudge,
         )
         drain = Drain(renderer, engine, recycle_bytes=round(settings.recycle_rss_gib * 2**30))
         weights.start()
