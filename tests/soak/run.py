@@ -32,6 +32,8 @@ _STUCK_S = 240.0
 """No image for so long, with no fault left, is a farm that stands still."""
 _CHORES_S = 200.0
 _RESUME_S = 120.0
+_MEASURED = 0.8
+"""Share of stored units up to which there is always another one that could be stored next."""
 _TWO_FAULTS = 0.15
 """How often two faults of different kinds overlap."""
 
@@ -100,7 +102,7 @@ def soak(
         until = began + 60 * minutes if minutes is not None else None
         while not is_settled() and (until is None or time.monotonic() < until):
             _rest(rng.uniform(0.5, 3.0), progress)
-            _make(world, mischief, watch, progress)
+            _make(world, mischief, watch, plan.units, progress)
             _check_clients(clients)
         mischief.now = ""
         mischief_s = time.monotonic() - began
@@ -171,7 +173,7 @@ def _world(folder: Path, plan: Plan, rng: random.Random):
         yield world, clients, receiver, watch
 
 
-def _make(world: World, mischief: Mischief, watch: Watch, progress) -> None:
+def _make(world: World, mischief: Mischief, watch: Watch, num_units: int, progress) -> None:
     """Make one fault, or two, and measure when the next image comes."""
     rng = world.rng
     names = [rng.choice(list(FAULTS))]
@@ -187,13 +189,14 @@ def _make(world: World, mischief: Mischief, watch: Watch, progress) -> None:
             stack.enter_context(FAULTS[name].make(world))
         _rest(lasts_s, progress)
     ended_at, mischief.now = time.monotonic(), f"mended: {mischief.now}"
-    watch.look()
+    while not watch.look():
+        _rest(0.1, progress)
     before = watch.stored
     while watch.stored == before and time.monotonic() - ended_at < _RESUME_S:
-        if _open_jobs(world.farm) == 0:
-            return  # nothing is left to resume
         _rest(0.1, progress)
         watch.look()
+        if before > _MEASURED * num_units or before == 0:
+            return  # what is left may be the unit that nobody can render
     if len(names) == 1:
         mischief.resumed_s[names[0]].append(time.monotonic() - ended_at)
 
@@ -234,7 +237,7 @@ def _open_jobs(farm) -> int | None:
 
 
 def _chores_left(farm) -> list[str]:
-    """Return what is still to be done, but for what is to be tried again later because a receiver refused it twice."""
+    """Return the manifests that are not written and the webhooks that are not told."""
     left = farm.raw.zrange("farm:chores:manifest", 0, -1, withscores=True)
     left += farm.raw.zrange("farm:chores:webhook", 0, -1, withscores=True)
     return [f"{member.decode()} due at {due:.0f}" for member, due in left]

@@ -112,13 +112,16 @@ class Watch:
         self._stopped.set()
         self._thread.join()
 
-    def look(self) -> None:
-        """Count now, if Redis answers."""
-        with suppress(RedisError):
+    def look(self) -> bool:
+        """Count now; return whether Redis answered."""
+        try:
             stored = sum(map(int, self._farm.raw.hvals("farm:images")))
-            if stored != self.stored:
-                self.moved_at = time.monotonic()
-            self.stored = stored
+        except RedisError:
+            return False
+        if stored != self.stored:
+            self.moved_at = time.monotonic()
+        self.stored = stored
+        return True
 
     def _run(self) -> None:
         while not self._stopped.wait(_WATCH_S):
