@@ -77,6 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     for module in (jobs, one_job, images, manifests, webhooks, uploads, tenants, models, reports, health, metrics):
         app.include_router(module.router)
+    app.webhooks.include_router(webhooks.messages)
     app.openapi = openapi.document_of(app, catalog=load_catalog(settings.catalog_file))  # type: ignore[method-assign]
     return app
 

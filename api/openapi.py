@@ -44,7 +44,12 @@ def document_of(app: FastAPI, *, catalog: Catalog) -> Callable[[], dict[str, Any
 
 def _build(app: FastAPI, catalog: Catalog) -> dict[str, Any]:
     document = get_openapi(
-        title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
+        title=app.title,
+        version=app.version,
+        description=app.description,
+        routes=app.routes,
+        webhooks=app.webhooks.routes,
+        tags=app.openapi_tags,
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     # Endpoints read their bodies themselves, and problems are answered by handlers: FastAPI knows of neither.
@@ -53,7 +58,7 @@ def _build(app: FastAPI, catalog: Catalog) -> dict[str, Any]:
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema
     schemas["JobSpec"]["properties"]["model"]["enum"] = catalog.names
-    for path in document["paths"].values():
+    for path in (*document["paths"].values(), *document["webhooks"].values()):
         for operation in path.values():
             # FastAPI adds its own 422 wherever there are parameters. Endpoints that can answer 422 tell so
             # themselves; the others take any text in their paths and answer 404.

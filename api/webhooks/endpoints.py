@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from anyio import to_thread
 from fastapi import APIRouter, Request
@@ -25,10 +25,13 @@ from api.problems import (
 )
 from api.schemas import when_if
 from api.webhooks.deliveries import Delivery, State, deliveries_of
-from api.webhooks.payload import ping
+from api.webhooks.payload import JobEvent, ping
 from api.webhooks.targets import MAX_URL_CHARS
+from farm.jobs import WebhookEvent
 
 router = APIRouter(tags=["webhooks"])
+messages = APIRouter(tags=["webhooks"])
+"""What the farm sends, for the OpenAPI document; nothing answers here."""
 
 _MAX_BODY_BYTES: Final = 16_384
 
@@ -123,6 +126,16 @@ async def test_webhook(request: Request, farm: Farm) -> WebhookTested:
     url = parse_object(body, WebhookTest).url
     farm.webhooks.check(url, field="url")
     return await to_thread.run_sync(_send_ping, farm, url, limiter=farm.testers)
+
+
+def _receive(body: JobEvent) -> None:
+    """Answer 2xx within 15 seconds; anything else, and the same message comes again. See docs/webhooks.md."""
+
+
+for _event in get_args(WebhookEvent):
+    messages.add_api_route(
+        _event, _receive, methods=["POST"], name=_event, operation_id=_event, status_code=204, summary=f"Tell {_event}"
+    )
 
 
 def _send_ping(farm: Parts, url: str) -> WebhookTested:

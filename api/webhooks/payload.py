@@ -16,7 +16,7 @@ PING: Final = "farm.ping"
 """The type of what `POST /v1/webhooks/test` sends."""
 
 
-class Event(BaseModel):
+class JobEvent(BaseModel):
     """The body of a webhook about a job."""
 
     type: str = Field(description="What happened, such as `job.done`.")
@@ -44,7 +44,7 @@ def message_id(job_id: str, event: str, count: int) -> str:
 def message_of(status: JobStatus, event: str, count: int, *, now_s: float) -> Message:
     """Return the message about an event of a job; `now_s` (Unix time) stands in where the job does not tell when."""
     happened = status.started_at if event == "job.started" else status.finished_at
-    body = Event(type=event, timestamp=when(happened or now_s), data=Job.of(status))
+    body = JobEvent(type=event, timestamp=when(happened or now_s), data=Job.of(status))
     return Message(message_id(status.header.id, event, count), body.model_dump_json().encode())
 
 

@@ -9,14 +9,17 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from api.app import create_app
 from api.webhooks.deliveries import SCHEDULE_S
 from api.webhooks.sending import Message, Sender
 from api.webhooks.signing import keys_of
 from api.webhooks.targets import Allowed
-from farm.jobs import WebhookSpec
+from farm.jobs import WebhookEvent, WebhookSpec
+from farm.settings import Settings
 from servers import free_ports
 
 PAGE = (Path(__file__).parents[3] / "docs" / "webhooks.md").read_text(encoding="utf-8")
@@ -85,6 +88,18 @@ def test_the_schedule_is_the_one_that_is_followed():
     units = {"s": 1, "min": 60, "h": 3600}
     told = [float(number) * units[unit] for number, unit in (cell.split() for cell in row.split(" | "))]
     assert tuple(told) == SCHEDULE_S
+
+
+def test_every_message_is_described_for_programs():
+    """The OpenAPI document has each event with the form of its body, whose data is a job's."""
+    document = create_app(Settings()).openapi()
+    assert set(document["webhooks"]) == set(get_args(WebhookEvent))
+    for described in document["webhooks"].values():
+        assert described["post"]["requestBody"]["content"]["application/json"]["schema"] == {
+            "$ref": "#/components/schemas/JobEvent"
+        }
+        assert list(described["post"]["responses"]) == ["204"]
+    assert document["components"]["schemas"]["JobEvent"]["properties"]["data"]["$ref"] == "#/components/schemas/Job"
 
 
 def test_every_event_stands_in_the_table():
