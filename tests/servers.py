@@ -51,13 +51,26 @@ class Server:
     def start(self, timeout_s: float = 20.0) -> None:
         """Start the process and wait until it answers."""
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, cwd=self.folder, env=self._env, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=self.folder,
+                env=self._env,
+                stdout=log,
+                stderr=log,
+                restore_signals=False,  # SIGXFSZ stays ignored, as in Python: a file limit is an error of the write
+            )
         deadline = time.monotonic() + timeout_s
         while not self.is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise RuntimeError(f"{self._command[0]} did not start:\n{self.log.read_text()[-2000:]}")
             time.sleep(0.02)
+
+    @property
+    def pid(self) -> int:
+        """The running process."""
+        assert self._process is not None
+        return self._process.pid
 
     def kill(self, with_signal: int = signal.SIGKILL) -> None:
         """End the process, the hard way unless told otherwise, and wait for its end."""

@@ -108,7 +108,7 @@ class Ledger(Reports, Servers, Tenants, Chores):
         with translate_outage(), self._connection.redis.pipeline(transaction=False) as pipe:
             while piece := list(islice(encoded, _STAGED_PER_CALL)):
                 pipe.rpush(entries_key, *piece)
-            pipe.expire(entries_key, _STAGING_EXPIRY_S)
+                pipe.expire(entries_key, _STAGING_EXPIRY_S)  # with each: any of them may be the last that arrives
             pipe.execute()
         outcome, detail, *more = self._connection.run(
             "open",

@@ -1,0 +1,152 @@
+"""Workers, launcher and API are killed, frozen, told to go, or have wrong clocks: what they held is taken over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+
+import httpx
+import pytest
+
+from farm.jobs import JobState, UnitState
+from faulty import is_running, job_body, stopped
+
+pytestmark = pytest.mark.slow
+
+
+def taken_over(farm, job, held):
+    """Return what asks whether all these units are stored, or claimed by somebody else."""
+
+    def is_so():
+        images = [farm.ledger.image(job, index) for index in held]
+        return all(
+            image.state is UnitState.STORED or (image.state is UnitState.RENDERING and image.attempts > 1)
+            for image in images
+        )
+
+    return is_so
+
+
+def test_a_killed_worker_is_replaced_and_its_units_are_taken_over(farm, undisturbed):
+    """Kill -9 in mid-job: another worker takes its units as soon as their leases have run out."""
+    job = farm.post()
+    farm.wait_for_images(job, 4)
+    worker = farm.holder(job)
+    held = farm.held_by(worker.name, job)
+    with farm.disturbed("a worker is killed", job, resumed=taken_over(farm, job, held)):
+        os.kill(worker.pid, signal.SIGKILL)
+    farm.finish(job, like=undisturbed)
+    status = farm.ledger.job(job)
+    assert 0 < status.retries <= len(held) + 1
+    farm.launcher()  # waits for as many workers as before
+    assert worker.name not in {report.name for report in farm.workers()}
+
+
+def test_a_worker_told_to_go_gives_everything_back_at_once(farm, undisturbed):
+    """SIGTERM, twice: its units are free without a strike, well before their leases end, and it is off the list."""
+    job = farm.post()
+    farm.wait_for_images(job, 4)
+    worker = farm.holder(job)
+    with farm.disturbed("a worker is told to go", job):
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGTERM)
+    farm.finish(job, like=undisturbed)
+    assert all(not image.history for image in farm.ledger.images(job))
+    farm.wait(lambda: not is_running(worker.pid), 20)
+    assert worker.name not in {report.name for report in farm.ledger.workers()}
+
+
+def test_a_worker_that_wakes_up_too_late_is_refused(farm, undisturbed):
+    """Frozen past its lease it loses its units; when it goes on, what it finishes is not counted a second time."""
+    job = farm.post()
+    farm.wait_for_images(job, 2)
+    worker = farm.holder(job)
+    with stopped(worker.pid):
+        held = farm.held_by(worker.name, job)
+        with farm.disturbed("a worker is frozen", job, resumed=taken_over(farm, job, held)):
+            pass
+        farm.wait(lambda: farm.ledger.job(job).state.is_final)
+    farm.finish(job, like=undisturbed)
+    assert farm.ledger.job(job).retries <= len(held)
+    farm.finish(farm.post(), like=undisturbed)
+    assert is_running(worker.pid), "it works on as if nothing had been"
+
+
+def test_clocks_of_machines_do_not_matter(farm):
+    """Two more workers, an hour ahead and an hour behind: the ledger goes by the server's clock alone."""
+    names = {"test:ahead": "3600", "test:behind": "-3600"}
+    processes = []
+    for name, odd in names.items():
+        processes.append(farm.worker(name, ODD_CLOCK_S=odd))
+    job = farm.post(60)
+    farm.finish(job)
+    farm.wait(lambda: all(report.images > 0 for name in names for report in farm.workers(name)))
+    status = farm.ledger.job(job)
+    assert status.retries == 0
+    assert abs(status.finished_at - time.time()) < 60
+    for process in processes:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def test_workers_end_with_their_launcher_and_a_new_one_takes_over(farm):
+    """Kill -9 of the launcher: no orphan renders on, each gives back and ends; the next launcher's finish the job."""
+    job = farm.post(steps=80)
+    farm.wait_for_images(job, 2)
+    pids = [report.pid for report in farm.workers()]
+    launcher = farm.launcher()
+    launcher.kill()
+    launcher.wait()
+    farm.wait(lambda: not any(map(is_running, pids)), 20)
+    assert farm.ledger.job(job).counts.rendering == 0
+    assert farm.ledger.workers() == []
+    with farm.disturbed("the launcher is killed and started", job):
+        farm.launcher()
+    farm.finish(job)
+    assert all(not image.history for image in farm.ledger.images(job))
+
+
+def test_a_killed_api_loses_nothing_it_accepted_and_keeps_nothing_else(farm, undisturbed):
+    """Kill -9 while a job runs and another one is being accepted: the first goes on, the second never was."""
+    process, client = farm.api()
+    job = client.post("/v1/jobs", json={"model": "tiny", **job_body()}).raise_for_status().json()["id"]
+    num_jobs = farm.ledger.num_jobs()
+    large = {"model": "tiny", "prompts": [f"{n} {'word ' * 40}" for n in range(9000)], "num_inference_steps": 1}
+    key = {"Idempotency-Key": "once"}
+
+    def post():
+        with suppress(httpx.TransportError):
+            client.post("/v1/jobs", json=large, headers=key)
+
+    farm.api_line.slow(0.2)
+    request = threading.Thread(target=post)
+    request.start()
+    farm.wait(lambda: any(farm.raw.scan_iter("farm:job:*:entries")) and len(staged(farm)) > 0)
+    with farm.disturbed("the API is killed", job):
+        process.kill()
+        process.wait()
+    request.join()
+    client.close()
+    farm.api_line.mend()
+    assert farm.ledger.num_jobs() == num_jobs
+    farm.finish(job, like=undisturbed)
+
+    process, client = farm.api()
+    with client:
+        assert client.get(f"/v1/jobs/{job}").json()["state"] == "done"
+        answers = [client.post("/v1/jobs", json=large, headers=key).raise_for_status().json()["id"] for _ in range(2)]
+        assert answers[0] == answers[1]
+        client.delete(f"/v1/jobs/{answers[0]}").raise_for_status()
+    assert farm.ledger.job(answers[0]).state is JobState.CANCELLED
+    farm.check_quiet()
+    process.terminate()
+    process.wait(20)
+
+
+def staged(farm):
+    """Return the keys of entries whose job is not there yet."""
+    keys = list(farm.raw.scan_iter("farm:job:*:entries"))
+    return [key for key in keys if not farm.raw.exists(key.removesuffix(b":entries"))]
