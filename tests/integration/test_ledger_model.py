@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from expanded_jobs import expanded_job
 from farm.errors import Refused
@@ -53,9 +53,14 @@ class LedgerMachine(RuleBasedStateMachine):
         self.settle()
         self.ledger.close()
 
-    @initialize()
-    def first_heartbeats(self) -> None:
+    @initialize(data=st.data())
+    def a_farm_at_work(self, data) -> None:
+        """Begin with two jobs, some of their messages delivered: most rules have nothing to do in an empty farm."""
         self.beat()
+        for tenant in "xy":
+            self.open_job(2, data.draw(st.integers(1, 5)), tenant, data.draw(st.sampled_from(["normal", "bulk"])))
+        for node in NODES:
+            self.deliver(data, node, 1)
 
     def beat(self) -> None:
         for node, boot in self.boots.items():
@@ -98,16 +103,17 @@ class LedgerMachine(RuleBasedStateMachine):
     def rehint(self) -> None:
         self.send(self.ledger.rehint("scenes", older_than_s=5))
 
+    @precondition(lambda self: self.messages)
     @rule(data=st.data())
     def lose_a_message(self, data) -> None:
-        if self.messages:
-            self.messages.pop(data.draw(st.integers(0, len(self.messages) - 1)))
+        self.messages.pop(data.draw(st.integers(0, len(self.messages) - 1)))
 
+    @precondition(lambda self: self.seen)
     @rule(data=st.data())
     def repeat_any_message(self, data) -> None:
-        if self.seen:
-            self.messages.append(data.draw(st.sampled_from(self.seen)))
+        self.messages.append(data.draw(st.sampled_from(self.seen)))
 
+    @precondition(lambda self: self.messages)
     @rule(data=st.data(), node=st.sampled_from(NODES), num_messages=st.integers(1, 4))
     def deliver(self, data, node, num_messages) -> None:
         for _ in range(min(num_messages, len(self.messages))):
@@ -126,29 +132,33 @@ class LedgerMachine(RuleBasedStateMachine):
             assert self.ledger.image(*hint[:2]).attempts == hint.attempt, "an older message was granted"
             self.held[worker, hint] = True
 
+    @precondition(lambda self: self.held)
     @rule(
         data=st.data(),
-        ending=st.sampled_from(["stored", "stored", "stored", "failed", "release"]),
-        delay_s=st.sampled_from([0.0, 0.0, 5.0]),
+        endings=st.lists(st.sampled_from(["stored", "stored", "failed", "release"]), min_size=1, max_size=4),
+        node=st.sampled_from(NODES),
     )
-    def finish(self, data, ending, delay_s) -> None:
-        """Any process that was ever granted a unit may try to end it, once or twice, however late."""
-        if not self.held:
-            return
-        worker, hint = data.draw(st.sampled_from(sorted(self.held)))
-        for _ in range(data.draw(st.integers(1, 2))):
-            if ending == "stored":
-                counted = self.ledger.stored(hint, worker, gpu_s=1, render_s=1)
-                self.counted[hint.job, hint.index] += counted
-            elif ending == "failed":
-                self.ledger.failed(hint, worker, "boom", final=self.fails_for_good, delay_s=delay_s)
-            else:
-                self.ledger.release(hint, worker)
+    def finish(self, data, endings, node) -> None:
+        """Let any process that was ever granted a unit try to end it, once or twice, however late; then deliver."""
+        for ending in endings:
+            worker, hint = data.draw(st.sampled_from(sorted(self.held)))
+            for _ in range(data.draw(st.integers(1, 2))):
+                if ending == "stored":
+                    counted = self.ledger.stored(hint, worker, gpu_s=1, render_s=1)
+                    self.counted[hint.job, hint.index] += counted
+                elif ending == "failed":
+                    delay_s = data.draw(st.sampled_from([0.0, 5.0]))
+                    self.ledger.failed(hint, worker, "boom", final=self.fails_for_good, delay_s=delay_s)
+                else:
+                    self.ledger.release(hint, worker)
+        self.feed()
+        self.deliver(data, node, len(endings))
 
     @rule(seconds=st.sampled_from([1.0, 6.0, 11.0]))
     def time_passes(self, seconds) -> None:
         self.now += seconds
 
+    @precondition(lambda self: self.held)
     @rule(node=st.sampled_from(NODES))
     def renew(self, node) -> None:
         worker = f"{node}#{self.boots[node]}"
@@ -163,15 +173,15 @@ class LedgerMachine(RuleBasedStateMachine):
         self.boots[node] += 1
         self.ledger.reap_node(node, keep=f"{node}#{self.boots[node]}")
 
+    @precondition(lambda self: self.jobs)
     @rule(data=st.data())
     def cancel(self, data) -> None:
-        if self.jobs:
-            job = data.draw(st.sampled_from(sorted(self.jobs)))
-            if not self.ledger.cancel(job).state.is_final:
-                raise AssertionError("a cancelled job is not final")
-            if self.ledger.job(job).cancelled:
-                self.cancelled.add(job)
-                self.paused.discard(job)
+        job = data.draw(st.sampled_from(sorted(self.jobs)))
+        if not self.ledger.cancel(job).state.is_final:
+            raise AssertionError("a cancelled job is not final")
+        if self.ledger.job(job).cancelled:
+            self.cancelled.add(job)
+            self.paused.discard(job)
 
     @invariant()
     def nothing_is_lost_or_doubled(self) -> None:
@@ -248,42 +258,42 @@ class EditedLedgerMachine(LedgerMachine):
 
     fails_for_good = True
 
+    @precondition(lambda self: self.jobs)
     @rule(data=st.data())
     def cancel_an_image(self, data) -> None:
-        if self.jobs:
-            job = data.draw(st.sampled_from(sorted(self.jobs)))
-            index = data.draw(st.integers(0, self.jobs[job] - 1))
-            was = self.ledger.image(job, index).state
-            status = self.ledger.cancel_image(job, index)
-            if was in (UnitState.QUEUED, UnitState.RENDERING):
-                assert status.state is UnitState.CANCELLED
-                self.dropped.add((job, index))
-            else:
-                assert status.state is was
+        job = data.draw(st.sampled_from(sorted(self.jobs)))
+        index = data.draw(st.integers(0, self.jobs[job] - 1))
+        was = self.ledger.image(job, index).state
+        status = self.ledger.cancel_image(job, index)
+        if was in (UnitState.QUEUED, UnitState.RENDERING):
+            assert status.state is UnitState.CANCELLED
+            self.dropped.add((job, index))
+        else:
+            assert status.state is was
 
+    @precondition(lambda self: self.jobs)
     @rule(data=st.data())
     def pause(self, data) -> None:
-        if self.jobs:
-            job = data.draw(st.sampled_from(sorted(self.jobs)))
-            if not self.ledger.pause(job).state.is_final:
-                self.paused.add(job)
+        job = data.draw(st.sampled_from(sorted(self.jobs)))
+        if not self.ledger.pause(job).state.is_final:
+            self.paused.add(job)
 
+    @precondition(lambda self: self.jobs)
     @rule(data=st.data())
     def resume(self, data) -> None:
-        if self.jobs:
-            job = data.draw(st.sampled_from(sorted(self.jobs)))
-            self.ledger.resume(job)
-            self.paused.discard(job)
+        job = data.draw(st.sampled_from(sorted(self.jobs)))
+        self.ledger.resume(job)
+        self.paused.discard(job)
 
+    @precondition(lambda self: self.jobs)
     @rule(data=st.data())
     def retry_failed(self, data) -> None:
-        if self.jobs:
-            job = data.draw(st.sampled_from(sorted(self.jobs)))
-            if job in self.cancelled:
-                with pytest.raises(Refused):
-                    self.ledger.retry_failed(job)
-            else:
-                assert self.ledger.retry_failed(job).counts.failed == 0
+        job = data.draw(st.sampled_from(sorted(self.jobs)))
+        if job in self.cancelled:
+            with pytest.raises(Refused):
+                self.ledger.retry_failed(job)
+        else:
+            assert self.ledger.retry_failed(job).counts.failed == 0
 
     @rule(node=st.sampled_from(NODES))
     def leave(self, node) -> None:
@@ -298,7 +308,7 @@ class EditedLedgerMachine(LedgerMachine):
 
 
 _settings = settings(
-    max_examples=30,
+    max_examples=15,
     stateful_step_count=40,
     phases=(Phase.explicit, Phase.generate),  # a failing run is printed whole rather than shrunk for minutes
     deadline=None,
