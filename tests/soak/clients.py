@@ -1,4 +1,4 @@
-"""Clients of a soak: they post and edit jobs over HTTP, ask again until they are answered, and hear webhooks."""
+"""Clients of a soak: they post, follow and edit jobs over HTTP, ask until they are answered, and hear webhooks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 import traceback
 from collections import Counter, defaultdict
 from contextlib import contextmanager
+from itertools import cycle
 
 import httpx
 
@@ -70,6 +71,8 @@ class Clients:
         self._http = httpx.Client(base_url=url, timeout=20)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="clients", daemon=True)
+        self._turns = cycle([job.name for job in plan.jobs])
+        self._told: Counter[str] = Counter()
         self.ids: dict[str, str] = {}
         self.asked_again = 0
         self.error: str | None = None
@@ -97,12 +100,23 @@ class Clients:
             todo = [*((job.at, 0, job) for job in self._plan.jobs), *((edit.at, 1, edit) for edit in self._plan.edits)]
             for at, _, what in sorted(todo, key=lambda each: each[:2]):
                 while self._progress() < at and not self._stopped.is_set():
+                    self._follow()
                     time.sleep(_PAUSE_S)
                 if self._stopped.is_set():
                     return
                 self._edit(what) if isinstance(what, Edit) else self._post(what)
         except Exception:  # noqa: BLE001  the soak must hear of it
             self.error = traceback.format_exc()
+
+    def _follow(self) -> None:
+        """Ask how a job stands, each in turn: what was told once as stored stays so."""
+        name = next(self._turns)
+        if name not in self.ids:
+            return
+        told = self.get(f"/v1/jobs/{self.ids[name]}")["counts"]["stored"]
+        if told < self._told[name]:
+            raise AssertionError(f"{name} had {self._told[name]} images, and now {told}")
+        self._told[name] = told
 
     def _post(self, job) -> None:
         body = {**job.body, **({"webhook": webhook(self._receiver_url)} if job.has_webhook else {})}

@@ -15,6 +15,9 @@ from odd_worker import POISON
 FULL = 4000
 """Units of the long form; what is not an image or a job to itself is scaled with their number."""
 
+DEADLY_AT = 0.7
+"""Share of stored units from which on a unit goes round that kills whoever renders it."""
+
 _SAMPLERS = ("euler", "dpmpp_2m", "ddim", "euler_ancestral")
 _EVENTS = ("job.started", "job.done", "job.failed", "job.cancelled")
 
@@ -105,7 +108,7 @@ def _small() -> list[Planned]:
     return [
         *interactive,
         _job("corrupt", "frank", 2, 5, model="corrupt", has_webhook=True),
-        _job("deadly", "frank", 4, 1, last_prompt=f"a {POISON}", at=0.1, has_webhook=True),
+        _job("deadly", "frank", 4, 1, last_prompt=f"a {POISON}", at=DEADLY_AT, has_webhook=True),
     ]
 
 

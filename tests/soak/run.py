@@ -20,7 +20,7 @@ from farm.jobs import JobState
 from faulty import faulty_farm
 from soak.clients import SECRET, Clients, Receiver
 from soak.mischief import FAULTS, World
-from soak.plan import Plan, make_plan
+from soak.plan import DEADLY_AT, Plan, make_plan
 from soak.verdict import Verdict, digests_of
 from soak.world import Api, Watch, crews_of
 
@@ -32,8 +32,6 @@ _STUCK_S = 240.0
 """No image for so long, with no fault left, is a farm that stands still."""
 _CHORES_S = 200.0
 _RESUME_S = 120.0
-_MEASURED = 0.8
-"""Share of stored units up to which there is always another one that could be stored next."""
 _TWO_FAULTS = 0.15
 """How often two faults of different kinds overlap."""
 
@@ -45,6 +43,20 @@ class Mischief:
     resumed_s: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     made: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     now: str = ""
+    _deck: list[str] = field(default_factory=list)
+
+    def draw(self, rng: random.Random) -> list[str]:
+        """Draw one fault, or two of different parts: each once, in random order, before any comes again."""
+        names = [self._next(rng)]
+        if rng.random() < _TWO_FAULTS:
+            part = FAULTS[names[0]].part
+            names.append(rng.choice([name for name, fault in FAULTS.items() if fault.part != part]))
+        return names
+
+    def _next(self, rng: random.Random) -> str:
+        if not self._deck:
+            self._deck = rng.sample(list(FAULTS), len(FAULTS))
+        return self._deck.pop()
 
     def table(self) -> dict[str, Any]:
         """Return, by fault: how often, and seconds to the next image after those that came alone."""
@@ -87,9 +99,8 @@ def soak(
     rng = random.Random(seed)  # noqa: S311  to be had again by its seed
     plan = make_plan(units, random.Random(rng.getrandbits(32)))  # noqa: S311
     mischief = Mischief()
-    began = time.monotonic()
     with _world(folder, plan, rng) as (world, clients, receiver, watch):
-        farm = world.farm
+        began, farm = time.monotonic(), world.farm
 
         def is_settled():
             return clients.are_done and _open_jobs(farm) == 0
@@ -101,7 +112,7 @@ def soak(
 
         until = began + 60 * minutes if minutes is not None else None
         while not is_settled() and (until is None or time.monotonic() < until):
-            _rest(rng.uniform(0.5, 3.0), progress)
+            _rest(rng.uniform(0.2, 2.0), progress)
             _make(world, mischief, watch, plan.units, progress)
             _check_clients(clients)
         mischief.now = ""
@@ -176,9 +187,7 @@ def _world(folder: Path, plan: Plan, rng: random.Random):
 def _make(world: World, mischief: Mischief, watch: Watch, num_units: int, progress) -> None:
     """Make one fault, or two, and measure when the next image comes."""
     rng = world.rng
-    names = [rng.choice(list(FAULTS))]
-    if rng.random() < _TWO_FAULTS:
-        names.append(rng.choice([name for name, fault in FAULTS.items() if fault.part != FAULTS[names[0]].part]))
+    names = mischief.draw(rng)
     lasts_s = rng.uniform(0.0, 1.5 * world.farm.settings.lease_s)
     mischief.now = " + ".join(names)
     progress()
@@ -195,8 +204,8 @@ def _make(world: World, mischief: Mischief, watch: Watch, num_units: int, progre
     while watch.stored == before and time.monotonic() - ended_at < _RESUME_S:
         _rest(0.1, progress)
         watch.look()
-        if before > _MEASURED * num_units or before == 0:
-            return  # what is left may be the unit that nobody can render
+        if before == 0 or watch.stored > DEADLY_AT * num_units:
+            return  # nothing to compare with; or the killer that goes round is a fault of its own
     if len(names) == 1:
         mischief.resumed_s[names[0]].append(time.monotonic() - ended_at)
 
