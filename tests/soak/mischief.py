@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from redis import RedisError
@@ -33,6 +33,7 @@ class World:
     api: Api
     rng: random.Random
     models: tuple[str, ...] = ("tiny", "other")
+    seen: list[tuple[str, bytes]] = field(default_factory=list)  # messages, and the queues they were in
 
     def any_worker(self) -> int | None:
         """Draw a worker that runs."""
@@ -252,6 +253,7 @@ def _rewrite(world, queue, change):
     with world.farm.raw.pipeline() as pipe:
         pipe.watch(queue)
         messages = pipe.lrange(queue, 0, -1)
+        world.seen += [(queue, message) for message in messages]
         pipe.multi()
         pipe.delete(queue)
         for message in change(world.rng, messages):
@@ -266,12 +268,11 @@ _messages_are("cut short", lambda rng, messages: [m[: rng.randrange(len(m))] for
 _messages_are("among garbage", lambda rng, messages: [*rng.sample(_GARBAGE, 3), *messages, *rng.sample(_GARBAGE, 3)])
 
 
-@_fault("messages", "messages that were read come back")
+@_fault("messages", "messages of long ago come back")
 def _(world):
-    with suppress(RedisError):
-        tags = world.farm.raw.hkeys("unacked")
-        if tags:
-            world.farm.raw.zadd("unacked_index", dict.fromkeys(tags, time.time() - 7200))
+    for queue, message in world.rng.sample(world.seen, min(20, len(world.seen))):
+        with suppress(RedisError):
+            world.farm.raw.rpush(queue, message)
     yield
 
 

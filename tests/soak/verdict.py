@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import re
@@ -20,7 +19,7 @@ _STAYS = re.compile(
         | tenant:[^:]+ | tenants | nodes | images | gpu_ms | rate:\d+:\d+ | queued | skipped:\w+
         | workers | seen | version | vclock | lags | lags_at | unserved | seats | served | crews
         | chores:expire | chore_tries
-    ) | _kombu\.binding.+ | unacked | unacked_index""",
+    ) | _kombu\.binding.+""",
     re.VERBOSE,
 )
 """Keys that a farm without work and without workers may have; what else there is has been left behind."""
@@ -42,7 +41,7 @@ class Verdict:
 
     def wrongs(self) -> list[str]:
         """Return everything that is not as it must be."""
-        checks = (self._jobs, self._objects, self._manifests, self._counters, self._keys, self._messages, self._told)
+        checks = (self._jobs, self._objects, self._manifests, self._counters, self._keys, self._told)
         return [f"{check.__name__.strip('_')}: {wrong}" for check in checks for wrong in check()]
 
     def figures(self) -> dict[str, object]:
@@ -160,7 +159,7 @@ class Verdict:
                 yield f"{job_id} has {left} queued and rendering"
 
     def _keys(self):
-        """See that no lease, lane, hand-out or chore is left, and no worker counted that has gone."""
+        """See that no lease, lane, hand-out, message or chore is left, and no worker counted that has gone."""
         raw = self._farm.raw
         for key in sorted(key.decode() for key in raw.scan_iter(count=1000)):
             if not _STAYS.fullmatch(key):
@@ -171,23 +170,6 @@ class Verdict:
         for key in raw.scan_iter("farm:job:*:entries"):
             if raw.ttl(key) != -1:
                 yield f"{key} expires"
-
-    def _messages(self):
-        """See that what readers left unacknowledged when they died is of settled units: whoever gets it drops it."""
-        settled = {
-            (self._ids[name], image.index)
-            for name, images in self._images.items()
-            for image in images
-            if image.state in (UnitState.STORED, UnitState.FAILED, UnitState.CANCELLED)
-        }
-        for text in self._farm.raw.hvals("unacked"):
-            try:
-                arguments = json.loads(base64.b64decode(json.loads(text)[0]["body"]))[0]
-                is_dropped = (arguments[0], arguments[1]) in settled
-            except (ValueError, LookupError, TypeError):
-                is_dropped = True  # no message of ours at all
-            if not is_dropped:
-                yield f"a message is left: {text[:500]}"
 
     def _told(self):
         """See that each job with a webhook was told of what happened to it, and of nothing else."""
