@@ -27,6 +27,9 @@ log: Final = logging.getLogger(__name__)
 
 BROKEN_S: Final = 30.0
 """How long a model that failed to load is not tried again: the other units of a job would each wait for it to fail."""
+APART_S: Final = 600.0
+"""How long models that ran out of memory together are kept apart, whatever the sums say: or each would drive out the
+other at every step. Not for ever, since it may have been one large picture's doing."""
 _LOADS_KEPT: Final = 5
 """Loads that a model's typical load is taken from: a first one that downloads and hashes is soon outvoted."""
 
@@ -46,6 +49,7 @@ class Residents:
         self._clock = clock
         self._pipelines: dict[str, Pipeline] = {}  # least recently used first
         self._broken: dict[str, tuple[float, Exception]] = {}
+        self._clashed_at: dict[frozenset[str], float] = {}
         self._load_times: defaultdict[str, deque[float]] = defaultdict(partial(deque, maxlen=_LOADS_KEPT))
         self.load_s: Mapping[str, float] = MappingProxyType({})  # by model: a typical load, in seconds; never changed
         self.loads = 0
@@ -60,14 +64,14 @@ class Residents:
 
     def has_room_for(self, model: str) -> bool:
         """Return whether `model` is here, or may be loaded without unloading another."""
-        return model in self._pipelines or self._fits((*self._pipelines, model))
+        return model in self._pipelines or self._may_share((*self._pipelines, model))
 
     def get(self, model: str) -> Pipeline:
         """Return the pipeline of `model`, loading it if need be. Raises whatever loading raised."""
         if model not in self._pipelines:
             self._raise_if_broken(model)
             staying = list(self._pipelines)
-            while staying and not self._fits((*staying, model)):
+            while staying and not self._may_share((*staying, model)):
                 del staying[0]
             self._unload([name for name in self._pipelines if name not in staying], f"making room for {model}")
             self._pipelines[model] = self._timed_load(model)
@@ -80,8 +84,9 @@ class Residents:
         return self._pipelines.get(model)
 
     def keep_only(self, model: str) -> bool:
-        """Unload all models but `model` and free cached memory; return whether there were others."""
+        """Unload all models but `model`, which ran out of memory beside them; return whether there were others."""
         others = [name for name in self._pipelines if name != model]
+        self._clashed_at |= {frozenset((model, name)): self._clock() for name in others}
         self._unload(others, "out of memory")
         free_cached_memory()
         return bool(others)
@@ -89,6 +94,11 @@ class Residents:
     def remember_broken(self, model: str, error: Exception) -> None:
         """Make `get` raise `error` for a while instead of trying again."""
         self._broken[model] = (self._clock(), error)
+
+    def _may_share(self, models: Collection[str]) -> bool:
+        now = self._clock()
+        clash = any(now - at < APART_S and pair <= set(models) for pair, at in self._clashed_at.items())
+        return not clash and self._fits(models)
 
     def _timed_load(self, model: str) -> Pipeline:
         began = self._clock()

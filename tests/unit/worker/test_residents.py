@@ -74,6 +74,23 @@ def test_what_loading_costs_is_measured():
     assert before == {}, "what was handed out to other threads has changed"
 
 
+def test_models_that_ran_out_of_memory_together_are_kept_apart():
+    """The sums said that they fit, and were wrong; with others either may still share, and some time later again."""
+    clock = Clock()
+    some = residents(fits=lambda _: True, clock=clock)
+    for name in ("a", "b"):
+        some.get(name)
+    assert some.keep_only("b")
+    assert not some.has_room_for("a")
+    assert some.has_room_for("c")
+    some.get("c")
+    some.get("a")
+    assert some.names == ("c", "a")
+    assert not some.has_room_for("b")
+    clock.now = 600.0
+    assert some.has_room_for("b")
+
+
 def test_a_failed_load_is_no_load():
     """It costs nothing in the books."""
 
