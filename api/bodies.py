@@ -20,7 +20,7 @@ from api.problems import (
     invalid,
 )
 from farm.errors import Refused
-from farm.jobs import JobSpec, PromptSpec
+from farm.requests import JobSpec, PromptSpec
 
 _JSON_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)  # possessive: never backtracks
 _MAX_EXCERPT_BYTES: Final = 100

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, Field
 
-from farm.jobs import ControlNetSpec, HiresSpec, JobSpec, LoraSpec, Output, PromptSpec, WebhookSpec
+from farm.requests import ControlNetSpec, HiresSpec, JobSpec, LoraSpec, Output, PromptSpec, WebhookSpec
 
 MAX_ERRORS: Final = 20
 """Errors that one answer lists; it says how many more there are."""

@@ -37,9 +37,10 @@ from api.problems import (
 from api.schemas import Job, JobList
 from api.uploads import check_keys
 from farm.expand import expand
-from farm.jobs import Counts, Header, JobSpec, JobState, new_job_id
+from farm.jobs import Counts, Header, JobState, new_job_id
 from farm.ledger import JobStatus, Ledger
 from farm.pictures import hosts_of
+from farm.requests import JobSpec
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])

@@ -12,7 +12,7 @@ from api.problems import Problem
 from api.tenants import Limits
 from api.webhooks.endpoints import WebhookTest
 from farm.catalog import Catalog
-from farm.jobs import JobSpec
+from farm.requests import JobSpec
 
 DESCRIPTION: Final = """\
 A batch rendering farm for Stable Diffusion. POST a batch of prompts to `/v1/jobs`; follow it at `/v1/jobs/{id}`;

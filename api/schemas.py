@@ -11,8 +11,9 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from farm.jobs import Counts, JobState, Output, Priority, Reproducibility, UnitState
+from farm.jobs import Counts, JobState, UnitState
 from farm.ledger import ImageStatus, JobStatus
+from farm.requests import Output, Priority, Reproducibility
 
 _JOB_ID: Final = "job_0000z3k9v1q8m4t7x2c5"
 _WHEN: Final = "2026-11-22T17:00:00Z"

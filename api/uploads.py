@@ -15,8 +15,8 @@ from api.bodies import check_media_type, read_bytes
 from api.parts import Farm, Parts
 from api.problems import BODY_TOO_LARGE, INVALID_REQUEST, STORAGE_DOWN, UNSUPPORTED_MEDIA_TYPE, documented
 from farm.errors import Fatal, Refused, StorageDown
-from farm.jobs import JobSpec
 from farm.pictures import is_url, pictures_of, read_picture
+from farm.requests import JobSpec
 from farm.storage import CONTENT_TYPES, upload_key
 
 log = logging.getLogger(__name__)

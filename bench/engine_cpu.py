@@ -21,7 +21,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from farm.catalog import Catalog
-from farm.jobs import Output, Reproducibility, Unit
+from farm.jobs import Unit
+from farm.requests import Output, Reproducibility
 from worker.engine import Engine
 from worker.pipelines.base import Pipeline
 from worker.pipelines.loading import load_pipeline

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
 
 from farm.catalog import Catalog  # noqa: E402
-from farm.jobs import Reproducibility  # noqa: E402
+from farm.requests import Reproducibility  # noqa: E402
 from farm.schedulers import find_scheduler  # noqa: E402
 from random_models import load_random, plan_of  # noqa: E402
 from tiny_flow_models import save_tiny_flux, save_tiny_sd3  # noqa: E402

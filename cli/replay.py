@@ -20,9 +20,9 @@ from cli.client import FarmClient, trusts_proxies
 from cli.exits import CliError, Exit
 from cli.show import console, errors
 from farm.errors import Refused
-from farm.jobs import Reproducibility
 from farm.prompts import Lora
 from farm.recipes import NoRecipe, Recipe, job_of_infotext, job_of_recipe, read_infotext_of, read_recipe
+from farm.requests import Reproducibility
 
 _URL_OF: Final = {"image": "url", "thumbnail": "thumbnail_url", "upscaled": "upscaled_url"}
 _HASH_DIGITS: Final = 12

@@ -14,24 +14,10 @@ from typing import Any, Final
 
 from farm.catalog import ModelRow
 from farm.errors import Refused
-from farm.jobs import (
-    MAX_SEED,
-    ControlNet,
-    ControlNetSpec,
-    Entry,
-    ExpandedJob,
-    Header,
-    Hires,
-    HiresSpec,
-    JobSpec,
-    Picture,
-    PromptSpec,
-    Reproducibility,
-    Run,
-    Unit,
-)
+from farm.jobs import ControlNet, Entry, ExpandedJob, Header, Hires, Picture, Run, Unit
 from farm.pictures import check_source, pictures_of
 from farm.prompts import Lora, extract_loras
+from farm.requests import MAX_SEED, ControlNetSpec, HiresSpec, JobSpec, PromptSpec, Reproducibility
 from farm.schedulers import find_scheduler
 
 _DEFAULT_STRENGTH: Final = 0.8  # as in diffusers

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from farm.errors import Refused
 
 if TYPE_CHECKING:
-    from farm.jobs import ControlNetSpec, JobSpec, PromptSpec
+    from farm.requests import ControlNetSpec, JobSpec, PromptSpec
     from farm.storage import ImageFormat
 
 FORMATS: Final[dict[str, ImageFormat]] = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp", "AVIF": "avif"}

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from math import ceil, floor
 from typing import Final
 
-from farm.jobs import Priority
 from farm.ledger.records import Demand, ModelDemand
+from farm.requests import Priority
 
 _STAY_LOADS: Final = 4
 """A round lasts at least so many times its loads, and so does a turn that interactive work ends."""

@@ -7,7 +7,8 @@ from typing import Any
 
 from farm.catalog import Catalog, ModelRow
 from farm.expand import ExpandedJob, expand
-from farm.jobs import JobSpec, new_job_id
+from farm.jobs import new_job_id
+from farm.requests import JobSpec
 
 
 def expanded_job(

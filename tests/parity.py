@@ -20,7 +20,7 @@ import diffusers
 import torch
 from hypothesis import strategies as st
 
-from farm.jobs import Reproducibility
+from farm.requests import Reproducibility
 from farm.schedulers import find_scheduler
 from tiny_models import SIZE_PX, tiny_row, tiny_unit
 from worker.engine import Engine

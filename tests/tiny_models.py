@@ -20,7 +20,8 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from farm.catalog import ModelRow
-from farm.jobs import Output, Reproducibility, Unit
+from farm.jobs import Unit
+from farm.requests import Output, Reproducibility
 
 if TYPE_CHECKING:
     from pathlib import Path

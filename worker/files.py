@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 from PIL import Image
 
-from farm.jobs import Output, Picture
+from farm.jobs import Picture
 from farm.recipes import Recipe
+from farm.requests import Output
 from farm.storage import CONTENT_TYPES, object_key, thumbnail_key, upscaled_key
 from worker.images import encode_image
 

@@ -16,14 +16,14 @@ from isal import isal_zlib
 from PIL import Image, features
 
 from farm.errors import RenderFailed
-from farm.jobs import Reproducibility
 from farm.recipes import exif_of, text_chunks_of
+from farm.requests import Reproducibility
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from farm.jobs import Output
     from farm.recipes import Recipe
+    from farm.requests import Output
 
 FULL_COLOUR_QUALITY: Final = 95
 """From this quality on, JPEG and AVIF keep colours at full resolution (4:4:4)."""

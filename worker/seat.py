@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from farm.errors import FarmError, Transient
-from farm.jobs import Reproducibility
+from farm.requests import Reproducibility
 from worker.pipelines.base import NO_INPUTS, Inputs
 
 if TYPE_CHECKING:

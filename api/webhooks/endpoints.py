@@ -27,7 +27,7 @@ from api.schemas import when_if
 from api.webhooks.deliveries import Delivery, State, deliveries_of
 from api.webhooks.payload import JobEvent, ping
 from api.webhooks.targets import MAX_URL_CHARS
-from farm.jobs import WebhookEvent
+from farm.requests import WebhookEvent
 
 router = APIRouter(tags=["webhooks"])
 messages = APIRouter(tags=["webhooks"])

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from typing import Any, Final
 
-from farm.jobs import ControlNet, Entry, Header, Hires, Output, Priority, Reproducibility, Run, WebhookSpec
+from farm.jobs import ControlNet, Entry, Header, Hires, Run
 from farm.prompts import Lora
+from farm.requests import Output, Priority, Reproducibility, WebhookSpec
 
 _FIELDS: Final = tuple(field.name for field in fields(Entry))
 STORED_TIMES_BYTES: Final = 12

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from farm.jobs import Counts, Header, JobState, Priority, UnitState, derive_state
+from farm.jobs import Counts, Header, JobState, UnitState, derive_state
+from farm.requests import Priority
 
 
 class Opened(NamedTuple):

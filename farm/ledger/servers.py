@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from farm.jobs import Priority
 from farm.ledger.connection import PREFIX, Connection, translate_outage
 from farm.ledger.records import Demand, ModelDemand, News, WorkerReport
+from farm.requests import Priority
 
 _FORGET_WORKER_S: Final = 600
 

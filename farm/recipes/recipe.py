@@ -14,7 +14,8 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from farm.errors import Refused
-from farm.jobs import Output, Picture, Reproducibility
+from farm.jobs import Picture
+from farm.requests import Output, Reproducibility
 
 RECIPE_VERSION: Final = 2
 """Version 1 knew prompt, seed, steps, guidance, scheduler, size and model alone; it is still read."""

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from farm.catalog import Catalog
-from farm.jobs import Output
+from farm.requests import Output
 
 SCENES = {"model": "scenes", "prompts": ["a red circle"]}
 JSON = {"Content-Type": "application/json"}

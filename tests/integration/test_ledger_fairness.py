@@ -7,8 +7,9 @@ import pytest
 
 from expanded_jobs import expanded_job
 from farm.errors import QueueFull
-from farm.jobs import JobState, Priority, UnitState
+from farm.jobs import JobState, UnitState
 from farm.ledger import Ledger, TenantLimits, WorkerReport
+from farm.requests import Priority
 from farm.settings import Settings
 
 ME = "alice:gpu0#1"

@@ -4,8 +4,8 @@ import pytest
 
 from expanded_jobs import expanded_job
 from farm.catalog import Catalog
-from farm.jobs import Priority
 from farm.ledger import Ledger, News, TenantLimits, WorkerReport
+from farm.requests import Priority
 from farm.settings import Settings
 
 ALICE, BOB = "alice:gpu0#1", "bob:gpu0#1"

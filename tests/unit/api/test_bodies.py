@@ -10,7 +10,7 @@ from api.bodies import _JSON_STRING, parse_job_spec
 from api.field_errors import echo, nul_in
 from api.problems import HttpProblem
 from farm.errors import Refused
-from farm.jobs import ControlNetSpec, HiresSpec, JobSpec, PromptSpec
+from farm.requests import ControlNetSpec, HiresSpec, JobSpec, PromptSpec
 
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),

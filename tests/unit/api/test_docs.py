@@ -7,7 +7,7 @@ import pytest
 
 from api import problems
 from api.app import create_app
-from farm.jobs import JobSpec
+from farm.requests import JobSpec
 from farm.settings import Settings
 
 PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text(encoding="utf-8")

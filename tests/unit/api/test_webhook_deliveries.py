@@ -16,8 +16,9 @@ from api.webhooks.deliveries import SCHEDULE_S, Deliveries, Delivery, DeliveryMe
 from api.webhooks.sending import Outcome
 from expanded_jobs import expanded_job
 from farm.errors import LedgerDown, UnknownJob
-from farm.jobs import Counts, WebhookSpec
+from farm.jobs import Counts
 from farm.ledger import Chore, JobStatus
+from farm.requests import WebhookSpec
 
 NOW = 1_795_000_000.0
 OK = Outcome(status=204)

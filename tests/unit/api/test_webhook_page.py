@@ -18,7 +18,7 @@ from api.webhooks.deliveries import SCHEDULE_S
 from api.webhooks.sending import Message, Sender
 from api.webhooks.signing import keys_of
 from api.webhooks.targets import Allowed
-from farm.jobs import WebhookEvent, WebhookSpec
+from farm.requests import WebhookEvent, WebhookSpec
 from farm.settings import Settings
 from servers import free_ports
 

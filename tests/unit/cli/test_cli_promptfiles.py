@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cli.exits import CliError, Exit
 from cli.promptfiles import build_body, parse_body, parse_labels, read_body
-from farm.jobs import JobSpec
+from farm.requests import JobSpec
 
 PROMPTS = Path(__file__).parents[3] / "prompts"
 

@@ -13,9 +13,9 @@ from cli.client import FarmClient
 from cli.exits import CliError, Exit
 from cli.replay import differences, pixel_distance, replay
 from fake_http import answering
-from farm.jobs import Output, Reproducibility
 from farm.prompts import Lora
 from farm.recipes import Recipe, text_chunks_of
+from farm.requests import Output, Reproducibility
 
 JOB = "job_00000000000000abcdef"
 INVARIANT, FAST = Reproducibility.INVARIANT, Reproducibility.FAST

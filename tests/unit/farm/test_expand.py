@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from farm.catalog import Catalog
 from farm.errors import Refused
 from farm.expand import expand, locate, runs_of, unit_of
-from farm.jobs import MAX_SEED, ControlNet, Hires, JobSpec
+from farm.jobs import ControlNet, Hires
+from farm.requests import MAX_SEED, JobSpec
 
 SCENES = Catalog().row("scenes")
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from farm.jobs import Counts, JobSpec, JobState, Output, derive_state, new_job_id
+from farm.jobs import Counts, JobState, derive_state, new_job_id
+from farm.requests import JobSpec, Output
 
 numbers = st.integers(min_value=0, max_value=50)
 

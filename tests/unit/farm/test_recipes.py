@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from farm.catalog import Catalog
 from farm.errors import Refused
 from farm.expand import expand
-from farm.jobs import ControlNet, Hires, JobSpec, Output, Picture, Reproducibility
+from farm.jobs import ControlNet, Hires, Picture
 from farm.prompts import Lora
 from farm.recipes import (
     NoRecipe,
@@ -28,6 +28,7 @@ from farm.recipes import (
     read_infotext_of,
     read_recipe,
 )
+from farm.requests import JobSpec, Output, Reproducibility
 from farm.schedulers import SCHEDULERS
 
 SHA256 = "0123456789abcdef" * 4

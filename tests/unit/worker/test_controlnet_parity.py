@@ -10,7 +10,8 @@ import torch
 
 from farm.catalog import ControlNetRow
 from farm.errors import RenderFailed
-from farm.jobs import ControlNet, Reproducibility
+from farm.jobs import ControlNet
+from farm.requests import Reproducibility
 from farm.schedulers import schedulers_of
 from parity import BROWNIAN_WARNING, SOME_SCHEDULERS, units_of
 from picture_parity import PictureStudio, control_arguments, mask, picture

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from farm.errors import ModelBroken, RenderFailed, Transient
-from farm.jobs import Hint, Hires, Reproducibility
+from farm.jobs import Hint, Hires
 from farm.prompts import Lora
+from farm.requests import Reproducibility
 from farm.schedulers import schedulers_of
 from tiny_models import SIZE_PX, tiny_unit
 from worker.engine import Engine

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from everything_parity import CONTROLNETS, LORAS, WORDS, FlowEverything, UnetStudio, flow_row
 from farm.errors import RenderFailed
-from farm.jobs import ControlNet, Hires, Reproducibility
+from farm.jobs import ControlNet, Hires
 from farm.prompts import Lora
+from farm.requests import Reproducibility
 from farm.schedulers import schedulers_of
 from flow_parity import FLOW_PROMPTS
 from parity import BROWNIAN_WARNING, MAX_DIFFERENCE

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from farm.jobs import Output, Reproducibility
 from farm.recipes import read_infotext_of, read_recipe
+from farm.requests import Output, Reproducibility
 from tiny_models import tiny_unit
 from worker.engine import Engine
 from worker.esrgan import RRDBNet

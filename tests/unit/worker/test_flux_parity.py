@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farm.errors import ModelBroken, RenderFailed
-from farm.jobs import Reproducibility
+from farm.requests import Reproducibility
 from farm.schedulers import schedulers_of
 from flow_parity import FLOW_PROMPTS, MAX_SEQUENCE_LENGTH, FlowStudio, any_flow_units, picture
 from parity import MAX_DIFFERENCE, units_of

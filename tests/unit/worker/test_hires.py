@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from farm.jobs import Hires, Reproducibility
+from farm.jobs import Hires
+from farm.requests import Reproducibility
 from farm.schedulers import find_scheduler
 from parity import BROWNIAN_WARNING, MAX_DIFFERENCE, units_of
 from picture_parity import PictureStudio, mask, picture

@@ -14,9 +14,10 @@ from PIL import Image, features
 from sd_parsers import ParserManager
 
 from farm.errors import RenderFailed
-from farm.jobs import ControlNet, Hires, Output, Reproducibility
+from farm.jobs import ControlNet, Hires
 from farm.prompts import Lora
 from farm.recipes import infotext, read_infotext_of, read_recipe
+from farm.requests import Output, Reproducibility
 from farm.schedulers import SCHEDULERS, find_scheduler
 from tiny_models import tiny_unit
 from worker import images

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from farm.errors import RenderFailed
-from farm.jobs import Reproducibility
+from farm.requests import Reproducibility
 from farm.schedulers import schedulers_of
 from parity import BROWNIAN_WARNING, SOME_SCHEDULERS, any_units, units_of
 from picture_parity import PictureStudio, mask, picture

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from farm.catalog import Catalog, LoraRow
 from farm.errors import RenderFailed
-from farm.jobs import Reproducibility
 from farm.prompts import Lora
+from farm.requests import Reproducibility
 from farm.schedulers import find_scheduler
 from lora_files import save_kohya_lora, save_peft_lora
 from tiny_models import tiny_unit

@@ -10,8 +10,9 @@ import torch
 
 from farm.catalog import Catalog, ControlNetRow, LoraRow
 from farm.errors import Fatal, StorageDown
-from farm.jobs import ControlNet, Hires, Output, Picture
+from farm.jobs import ControlNet, Hires, Picture
 from farm.prompts import Lora
+from farm.requests import Output
 from farm.storage import content_key
 from farm.weights import DIGESTS_FILE, Digests
 from tiny_models import tiny_row, tiny_unit

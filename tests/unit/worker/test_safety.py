@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessorPil
 
 from farm.errors import ModelBroken, RenderFailed
-from farm.jobs import Output
+from farm.requests import Output
 from tiny_models import tiny_unit
 from worker import safety
 from worker.engine import Engine

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from farm.errors import RenderFailed
-from farm.jobs import Reproducibility
+from farm.requests import Reproducibility
 from farm.schedulers import schedulers_of
 from parity import BROWNIAN_WARNING, Studio, any_units, units_of
 from tiny_models import SIZE_PX, save_tiny_sd15, save_tiny_sd21, tiny_unit

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from farm.errors import ModelBroken, RenderFailed
-from farm.jobs import Reproducibility
+from farm.requests import Reproducibility
 from farm.schedulers import schedulers_of
 from parity import BROWNIAN_WARNING, MAX_DIFFERENCE, Studio, any_units, units_of
 from tiny_models import SIZE_PX, save_tiny_sdxl, tiny_row, tiny_unit

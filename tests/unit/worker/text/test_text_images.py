@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
-from farm.jobs import Reproducibility
+from farm.requests import Reproducibility
 from plain_prompts import encode_plainly
 from tiny_models import save_tiny_sd15, tiny_row, tiny_unit
 from worker.engine import Engine
