@@ -7,7 +7,15 @@ from fastapi.responses import RedirectResponse
 
 from api.callers import Asker, JobId, own_job
 from api.parts import Farm
-from api.problems import JOB_EXPIRED, LEDGER_DOWN, MANIFEST_NOT_READY, UNKNOWN_JOB, HttpProblem, documented
+from api.problems import (
+    INVALID_REQUEST,
+    JOB_EXPIRED,
+    LEDGER_DOWN,
+    MANIFEST_NOT_READY,
+    UNKNOWN_JOB,
+    HttpProblem,
+    documented,
+)
 from farm.storage import manifest_key
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/manifest", tags=["jobs"])
@@ -20,7 +28,7 @@ _RETRY_AFTER_S = 2
     status_code=307,
     response_class=RedirectResponse,
     response_description="Go to the signed URL in `Location`: JSON Lines, the job first, then each of its images.",
-    responses=documented(UNKNOWN_JOB, MANIFEST_NOT_READY, LEDGER_DOWN),
+    responses=documented(UNKNOWN_JOB, MANIFEST_NOT_READY, INVALID_REQUEST, LEDGER_DOWN),
 )
 def get_manifest(farm: Farm, caller: Asker, job_id: JobId) -> RedirectResponse:
     """Tell where the manifest of a job is: what was asked for and what became of it, image by image.

@@ -1,6 +1,6 @@
 """Answers about jobs and images, as OpenAPI shows them. Times are RFC 3339 in UTC, durations are seconds.
 
-What clients send is farm.jobs.JobSpec; how it stands is told by the ledger's records. This file only gives them
+What clients send is farm.requests.JobSpec; how it stands is told by the ledger's records. This file only gives them
 their form.
 """
 
@@ -34,11 +34,13 @@ class JobLinks(BaseModel):
 
     self: str
     images: str
+    manifest: str = Field(description="There when the job has ended.")
 
     @classmethod
     def of(cls, job_id: str) -> JobLinks:
         """Return the links of a job."""
-        return cls(self=f"/v1/jobs/{job_id}", images=f"/v1/jobs/{job_id}/images")
+        path = f"/v1/jobs/{job_id}"
+        return cls(self=path, images=f"{path}/images", manifest=f"{path}/manifest")
 
 
 class ImageCounts(BaseModel):
@@ -93,7 +95,11 @@ class Job(BaseModel):
                     "gpu_s_per_image": 0.725,
                     "retries": 0,
                     "reused": 0,
-                    "links": {"self": f"/v1/jobs/{_JOB_ID}", "images": f"/v1/jobs/{_JOB_ID}/images"},
+                    "links": {
+                        "self": f"/v1/jobs/{_JOB_ID}",
+                        "images": f"/v1/jobs/{_JOB_ID}/images",
+                        "manifest": f"/v1/jobs/{_JOB_ID}/manifest",
+                    },
                 }
             ]
         }

@@ -82,6 +82,7 @@ def _job(status: JobStatus) -> dict[str, Any]:
         "gpu_s_per_image": status.gpu_s / counts.stored if counts.stored else None,
         "images_per_s": status.images_per_s,
         "retries": status.retries,
+        "reused": status.reused,
     }
 
 

@@ -112,6 +112,7 @@ def test_a_manifest_tells_everything_of_job_and_images(ledger, store):
     assert told["counts"] == {"total": 4, "stored": 2, "failed": 1, "cancelled": 1}
     assert (told["gpu_s"], told["gpu_s_per_image"], told["num_prompts"]) == (1.0, 0.5, 2)
     assert told["images_per_s"] > 0
+    assert (told["reuse"], told["reused"], told["retries"]) == (False, 0, 0)
     assert told["output"]["format"] == "webp"
     times = [datetime.fromisoformat(told[name]) for name in ("created_at", "started_at", "finished_at")]
     assert times == sorted(times)
@@ -261,6 +262,19 @@ def test_an_expired_job_is_its_tenants_alone(make_api, s3):
         assert answer.status_code == 404
         assert answer.json()["type"] == "urn:diffusion-farm:problem:unknown-job"
     assert api.get(f"/v1/jobs/{job}").status_code == 410  # the operator sees all
+
+
+def test_an_idempotency_key_lasts_no_longer_than_its_job(make_api, s3):
+    """What has expired answers nobody's repeat: the same request is a new job then."""
+    api = make_api(**s3, keep_jobs_s=0)
+    key = {"Idempotency-Key": "order-66"}
+    job = api.post_job(headers=key)["id"]
+    assert api.post_job(headers=key)["id"] == job
+    api.delete(f"/v1/jobs/{job}")
+    wait_for(lambda: api.get(f"/v1/jobs/{job}").status_code == 410)
+    again = api.post_job(headers=key)
+    assert again["id"] != job
+    assert again["state"] == "queued"
 
 
 def test_a_job_nobody_posted_is_unknown_and_has_no_manifest(make_api, s3):
