@@ -240,7 +240,8 @@ def test_defaults_in_env_example_are_those_of_the_settings() -> None:
     shown = {name for name, (_, live) in env_example().items() if name.startswith("FARM_") and not live}
     for name in shown - examples:
         default = Settings.model_fields[name.removeprefix("FARM_").lower()].default
-        assert env_example()[name][0] == f"{default:g}" if isinstance(default, float) else str(default)
+        expected = f"{default:g}" if isinstance(default, float) else str(default).lower()
+        assert env_example()[name][0].lower() == expected
 
 
 def test_secrets_have_no_default() -> None:
