@@ -8,11 +8,13 @@ back when a connection closes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from queue import Empty
 from typing import Any, Final
 
+import kombu
 from celery import Celery
+from celery.app.amqp import AMQP
 from kombu import Exchange, Queue
 from kombu.exceptions import KombuError, OperationalError
 from kombu.transport import redis as kombu_redis
@@ -27,7 +29,11 @@ log: Final = logging.getLogger(__name__)
 RENDER_TASK: Final = "farm.render"
 """Name of the one task. Its arguments are a Hint's fields: job, index, attempt."""
 
+_LONGEST_PAUSE_S: Final = 2.0
+"""Between two tries of a worker to reach Redis."""
 _QUEUE_PREFIX: Final = "render."
+_NOBODYS_QUEUE: Final = f"{_QUEUE_PREFIX}:none"
+"""Read by who has nothing to read: kombu asks again what to read after each read, and only then."""
 
 
 class _QoS(virtual.QoS):  # type: ignore[misc]  # kombu ships no types
@@ -77,6 +83,22 @@ class FarmTransport(kombu_redis.Transport):  # type: ignore[misc]
                 _tell_unreadable(message)
 
 
+class _Connection(kombu.Connection):  # type: ignore[misc]
+    """A connection that does not sleep for half a minute when Redis has been away for long.
+
+    kombu's pauses grow to 30 s, without a setting; work is to resume within two leases of an outage's end.
+    """
+
+    def ensure_connection(self, *args: Any, **options: Any) -> Any:
+        """Connect, as often and as long as it takes."""
+        pauses = {"interval_start": 0.5, "interval_step": 0.5, "interval_max": _LONGEST_PAUSE_S}
+        return super().ensure_connection(*args, **{**pauses, **options})
+
+
+class _Amqp(AMQP):  # type: ignore[misc]
+    Connection = _Connection
+
+
 def _tell_unreadable(what: object) -> None:
     log.error("dropped an unreadable message: %.200r", what, extra={"action": "message_unreadable"})
 
@@ -91,7 +113,7 @@ def make_celery(settings: Settings) -> Celery:
 
     Most settings stand here because their defaults were measured to lose, double or delay units.
     """
-    app = Celery("farm", broker=settings.redis_url, set_as_current=False)
+    app = Celery("farm", broker=settings.redis_url, amqp=_Amqp, set_as_current=False)
     app.conf.update(
         broker_transport=f"{__name__}:{FarmTransport.__name__}",
         broker_transport_options={
@@ -105,6 +127,7 @@ def make_celery(settings: Settings) -> Celery:
         },
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # a worker outlives any outage of Redis
+        broker_channel_error_retry=True,  # and one that answers, but refuses to write
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
@@ -125,6 +148,34 @@ def make_celery(settings: Settings) -> Celery:
 def queues(models: Iterable[str]) -> list[Queue]:
     """Return the queues of `models`, for a worker to read."""
     return [_queue(queue_for(model)) for model in models]
+
+
+def read_only(app: Celery, models: Callable[[], Collection[str]]) -> None:
+    """Have a worker of `app` read, of its queues, those of `models()` only; asked before each read, which takes 1 s.
+
+    Of several queues with messages the one that was read last comes last.
+    """
+
+    class Order:
+        """A `queue_order_strategy` of kombu, which makes one for each channel."""
+
+        def __init__(self) -> None:
+            self._queues: list[str] = []
+
+        def update(self, queues: Iterable[str]) -> None:
+            self._queues = list(queues)
+
+        def consume(self, _count: int) -> list[str]:
+            wanted = {queue_for(model) for model in models()}
+            return [name for name in self._queues if name in wanted] or [_NOBODYS_QUEUE]
+
+        def rotate(self, last_used: str) -> str:
+            if last_used in self._queues:
+                self._queues.remove(last_used)
+                self._queues.append(last_used)
+            return last_used
+
+    app.conf.broker_transport_options = {**app.conf.broker_transport_options, "queue_order_strategy": Order}
 
 
 def publish(app: Celery, hints: Sequence[tuple[str, Hint]]) -> None:

@@ -10,6 +10,7 @@ from farm.ledger.records import Gpu, WorkerReport
 from worker.engine import Engine
 from worker.gpu import Device, read_telemetry
 from worker.render import Renderer
+from worker.serving import Serving
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Description:
     node: str
     device: Device
     models: tuple[str, ...]
+    serving: Serving
     engine: Engine
     renderer: Renderer
     started_at: float = field(default_factory=time.time)
@@ -33,6 +35,7 @@ class Description:
             pid=os.getpid(),
             device=self.device.kind,
             models=self.models,
+            serving=self.serving.models,
             resident=stats.resident_models,
             load_s=dict(stats.load_s),
             loads=stats.loads,

@@ -133,10 +133,29 @@ class Engine:
             seat.settle(UnitCancelled("cancelled while it waited"))
         return len(affected)
 
+    def give_back(self, models: Collection[str]) -> None:
+        """Give up the units of `models` that have had no seat yet; those that have one are finished."""
+        with self._lock:
+            waiting = [
+                seat
+                for lane in self._roster
+                for seat in lane.waiting
+                if lane.key.model in models and not seat.earlier_calls
+            ]
+            for seat in waiting:
+                self._roster.leave(seat.key, seat)
+        for seat in waiting:
+            seat.settle(EngineStopped("its model is not served here any more"))
+
     def progress(self) -> Mapping[Hint, tuple[int, int]]:
         """Return model calls made and to make, for every unit that has a seat."""
         with self._lock:
             return {seat.unit.hint: (seat.call, seat.calls) for lane in self._roster for seat in lane.seated}
+
+    @property
+    def load_s(self) -> Mapping[str, float]:
+        """What loading each model took, typically; of those that were loaded."""
+        return self._residents.load_s
 
     def stats(self) -> EngineStats:
         """Return a snapshot of the counters."""

@@ -1,8 +1,9 @@
 """What a worker does besides rendering, a few times per lease: keep its leases, tell how it is, keep work coming.
 
-Two threads. One beats: renews all leases in one call, stops work on those that are gone, reports, takes expired units
-back, hands out the next ones and hints again what went missing. The other waits for cancelled jobs, so that their
-seats are free within a step. Both outlive any outage of Redis.
+Three threads. One renews all leases in one call and stops work on those that are gone; nothing else is done there, for
+whatever is late there is rendered twice. One beats: reports, takes expired units back, decides which models to serve,
+hands out their next units and hints again what went missing. The third listens: for what is cancelled, so that its seat
+is free within a step, and for work, so that nobody idle sleeps until the next beat. All outlive any outage of Redis.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from farm.errors import LedgerDown
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from farm.ledger import Ledger
     from farm.ledger.records import WorkerReport
     from worker.render import Renderer
+    from worker.serving import Serving
 
 log: Final = logging.getLogger(__name__)
 
@@ -38,17 +40,43 @@ _OUTAGE_PAUSE_S: Final = 0.5
 _WATCH_S: Final = 1.0
 
 
+class Appetite:
+    """Says when to feed again: when half of what a worker has handed out ahead is claimed, not at each claim."""
+
+    def __init__(self, max_batch: int, nudge: threading.Event) -> None:
+        self._half = max_batch  # of two units for each seat
+        self._nudge = nudge
+        self._claims = 0  # lost counts do no harm: the next beat feeds anyway
+        self._is_short = False
+
+    def claimed(self) -> None:
+        """Count a claim; any thread."""
+        self._claims += 1
+        if self._is_short or self._claims >= self._half:
+            self._nudge.set()
+
+    def fed(self, num_units: int) -> None:
+        """Start over. After a feed that found nothing each claim may be the last, and another model next."""
+        self._claims = 0
+        self._is_short = num_units == 0
+
+
 class Upkeep:
-    """The two threads. `describe` returns a fresh report; `nudge` is set whenever more work may be handed out."""
+    """The three threads. `describe` returns a fresh report; `nudge` is set whenever more work may be handed out.
+
+    `leases` is a ledger of its own, over connections of its own, that rather fails than takes a lease's time.
+    """
 
     def __init__(
         self,
         node: str,
         *,
         ledger: Ledger,
+        leases: Ledger,
         renderer: Renderer,
         app: Celery,
-        models: Sequence[str],
+        serving: Serving,
+        appetite: Appetite,
         describe: Callable[[], WorkerReport],
         lease_s: float,
         nudge: threading.Event,
@@ -56,65 +84,83 @@ class Upkeep:
     ) -> None:
         self._node = node
         self._ledger = ledger
+        self._leases = leases
         self._renderer = renderer
         self._app = app
-        self._models = models
+        self._serving = serving
+        self._appetite = appetite
         self._describe = describe
         self._lease_s = lease_s
         self._nudge = nudge
         self._clock = clock
         self._stopped = threading.Event()
         self._has_greeted = False
+        self._has_work_come = False
         self._is_cut_off = False
         self._beat_at_s = -math.inf  # when the latest beat got through
         self._reap_from_s = math.inf
         self._threads = [
+            threading.Thread(target=self._keep_leases, name="leases", daemon=True),
             threading.Thread(target=self._keep_beating, name="upkeep", daemon=True),
-            threading.Thread(target=self._watch_cancellations, name="cancellations", daemon=True),
+            threading.Thread(target=self._listen, name="news", daemon=True),
         ]
 
     def start(self) -> None:
-        """Start both threads."""
+        """Start all threads."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Stop both threads; leases are not renewed any more."""
+        """Stop all threads; leases are not renewed any more."""
         self._stopped.set()
         self._nudge.set()
         for thread in self._threads:
             thread.join()
 
+    def renew(self) -> None:
+        """Renew all leases and stop work on those that are gone. Raises LedgerDown when Redis is away."""
+        self._renderer.lose(self._leases.renew(self._renderer.name, self._renderer.held))
+
     def beat(self) -> None:
-        """Do everything once. Raises LedgerDown when Redis is away."""
-        # Leases first: all else can be late, by seconds or by another worker's beat.
-        self._renderer.lose(self._ledger.renew(self._renderer.name, self._renderer.held))
+        """Do everything else once. Raises LedgerDown when Redis is away."""
         if not self._has_greeted:
             returned = self._ledger.reap_node(self._node, keep=self._renderer.name)
             self._has_greeted = True
             log.info("took %d units of a predecessor back", returned, extra={"action": "node_reaped"})
         report = self._describe()
         # A worker that claims nothing reads no queue: its seats must not be counted on.
-        self._ledger.report(report if self._renderer.is_claiming else report.model_copy(update={"models": ()}))
+        self._ledger.report(
+            report if self._renderer.is_claiming else report.model_copy(update={"models": (), "serving": ()})
+        )
         # Leases that ran out while Redis was away, or frozen, are not their holders' fault: when it is back, as at our
         # own start, everybody gets a lease's time to renew before anybody reaps.
         if self._clock() - self._beat_at_s > self._lease_s * _CUT_OFF:
             self._reap_from_s = self._clock() + self._lease_s
         if self._clock() >= self._reap_from_s:
             self._ledger.reap()
-        self._feed()
+        self.find_work(choose=True)
         self._rehint()
         self._beat_at_s = self._clock()
 
-    def _feed(self) -> None:
-        if self._renderer.is_claiming:
-            feed(self._ledger, self._app, self._models)
+    def find_work(self, *, choose: bool) -> None:
+        """Hand out what is next of the served models; `choose` them anew first, or when there is nothing of them.
+
+        Raises LedgerDown when Redis is away.
+        """
+        if not self._renderer.is_claiming:
+            return
+        if choose:
+            self._serving.update()
+        num_units = feed(self._ledger, self._app, self._serving.models)
+        if num_units == 0 and not choose and self._serving.update():
+            num_units = feed(self._ledger, self._app, self._serving.models)
+        self._appetite.fed(num_units)
 
     def _rehint(self) -> None:
         """Send messages again for units that were handed out and are claimed by nobody."""
         if not self._renderer.is_claiming:
             return  # we may sit on their messages ourselves
-        for model in self._models:
+        for model in self._serving.models:
             is_idle = queue_length(self._app, model) == 0
             hints = self._ledger.rehint(model, older_than_s=_VANISHED_AFTER_S if is_idle else _OVERDUE_AFTER_S)
             publish(self._app, [(model, hint) for hint in hints])
@@ -129,7 +175,8 @@ class Upkeep:
                     next_beat_s = self._clock() + self._lease_s / _BEATS_PER_LEASE
                     self.beat()
                 else:
-                    self._feed()
+                    has_work_come, self._has_work_come = self._has_work_come, False
+                    self.find_work(choose=has_work_come)
                 if self._is_cut_off:
                     self._is_cut_off = False
                     log.info("Redis answers again", extra={"action": "ledger_up"})
@@ -143,14 +190,28 @@ class Upkeep:
             self._nudge.wait(max(0.0, next_beat_s - self._clock()))
             self._nudge.clear()
 
-    def _watch_cancellations(self) -> None:
+    def _keep_leases(self) -> None:
+        while not self._stopped.is_set():
+            pause_s = self._lease_s / _BEATS_PER_LEASE
+            try:
+                self.renew()
+            except LedgerDown:  # the other threads say so
+                pause_s = _OUTAGE_PAUSE_S
+            except Exception:
+                log.exception("leases were not renewed; going on", extra={"action": "upkeep_failed"})
+            self._stopped.wait(pause_s)
+
+    def _listen(self) -> None:
         while not self._stopped.is_set():
             try:
                 for news in self._ledger.news(timeout_s=_WATCH_S):
                     if news.job is not None:
                         self._renderer.cancel(news.job, news.index)
-            except LedgerDown:  # what is missed meanwhile, the next renewal tells
+                    else:
+                        self._has_work_come = True
+                        self._nudge.set()
+            except LedgerDown:  # what is missed meanwhile, the next renewal and the next beat tell
                 self._stopped.wait(_OUTAGE_PAUSE_S)
             except Exception:
-                log.exception("watching failed; going on", extra={"action": "upkeep_failed"})
+                log.exception("listening failed; going on", extra={"action": "upkeep_failed"})
                 self._stopped.wait(_OUTAGE_PAUSE_S)

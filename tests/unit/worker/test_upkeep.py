@@ -13,7 +13,7 @@ from farm.ledger import Ledger, WorkerReport
 from farm.queue import make_celery, queue_length
 from farm.settings import Settings
 from servers import valkey
-from worker.upkeep import Upkeep
+from worker.upkeep import Appetite, Upkeep
 
 ME, PREDECESSOR, OTHER = "here:cpu0#2", "here:cpu0#1", "there:cpu0#1"
 
@@ -35,7 +35,22 @@ class PretendRenderer:
 
     def cancel(self, job, index=None):
         """Note it."""
-        self.cancelled.append(job)
+        self.cancelled.append((job, index))
+
+
+class PretendServing:
+    """Serves what the test says, and the next of its choices when asked to choose."""
+
+    def __init__(self, *models) -> None:
+        self.models = models
+        self.choices = []
+
+    def update(self):
+        """Take the next choice, if there is one."""
+        if not self.choices:
+            return False
+        self.models = self.choices.pop(0)
+        return True
 
 
 class Clock:
@@ -58,7 +73,9 @@ class Worker:
         self.ledger = Ledger.connect(self.settings, clock=self.redis_clock)
         self.app = make_celery(self.settings)
         self.renderer = PretendRenderer()
+        self.serving = PretendServing("scenes")
         self.nudge = threading.Event()
+        self.appetite = Appetite(4, self.nudge)
         self.upkeep = self.make_upkeep()
 
     def make_upkeep(self):
@@ -66,10 +83,12 @@ class Worker:
         return Upkeep(
             "here:cpu0",
             ledger=self.ledger,
+            leases=self.ledger,
             renderer=self.renderer,
             app=self.app,
-            models=("scenes",),
-            describe=lambda: report(ME),
+            serving=self.serving,
+            appetite=self.appetite,
+            describe=lambda: report(ME).model_copy(update={"serving": self.serving.models}),
             lease_s=self.settings.lease_s,
             nudge=self.nudge,
             clock=self.clock,
@@ -131,6 +150,7 @@ def test_leases_are_renewed_and_lost_ones_stop(worker):
     worker.ledger.cancel(cancelled)
     for _ in range(10):
         worker.tick(1)
+        worker.upkeep.renew()
         worker.upkeep.beat()
     assert {hint.job for hint in worker.renderer.lost} == {cancelled}
     assert worker.ledger.image(kept, 0).attempts == 1
@@ -190,6 +210,87 @@ def test_a_worker_that_cannot_claim_is_not_fed(worker):
     assert worker.ledger.workers()[0].models == ()
 
 
+def test_only_what_is_served_is_handed_out(worker):
+    """A worker that serves nothing is sent nothing; when it has chosen, its units are on their way in the same call."""
+    worker.open_job(20)
+    worker.serving.models = ()
+    worker.upkeep.beat()
+    assert queue_length(worker.app, "scenes") == 0
+    worker.serving.choices = [("scenes",)]
+    worker.upkeep.beat()
+    assert queue_length(worker.app, "scenes") == 0, "the ledger has not been told"
+    worker.upkeep.beat()
+    assert queue_length(worker.app, "scenes") == 8
+
+
+def test_when_nothing_is_left_the_next_model_is_chosen_at_once(worker):
+    """Not at the next beat; while there is something to hand out, nobody asks what else there is."""
+    worker.open_job(9)
+    worker.upkeep.beat()
+    worker.serving.choices = [("other",)]
+    for hint in worker.ledger.rehint("scenes", older_than_s=0):
+        worker.ledger.claim(hint, ME)
+    worker.upkeep.find_work(choose=False)
+    assert worker.serving.models == ("scenes",)
+    worker.upkeep.find_work(choose=False)
+    assert worker.serving.models == ("other",)
+
+
+def test_claims_ask_for_more_when_half_is_gone():
+    """Four seats have eight units ahead; and when there was no more to hand out, each claim asks."""
+    nudge = threading.Event()
+    appetite = Appetite(4, nudge)
+    appetite.fed(8)
+    for claims in range(1, 5):
+        appetite.claimed()
+        assert nudge.is_set() == (claims == 4)
+    appetite.fed(0)
+    nudge.clear()
+    appetite.claimed()
+    assert nudge.is_set()
+
+
+def test_news_of_work_wakes_an_idle_worker_and_one_image_is_cancelled_alone():
+    """Nobody waits for the beat: with a lease of an hour there is none."""
+    with valkey() as server:
+        worker = Worker(server.url, lease_s=3600.0, is_real_time=True)
+        worker.serving.models = ()
+        worker.upkeep.start()
+        wait_until(worker.ledger.workers)
+        time.sleep(0.2)  # until it listens
+        worker.serving.choices = [("scenes",)]
+        worker.ledger.report(report(ME))
+        job = worker.open_job(3)
+        wait_until(lambda: queue_length(worker.app, "scenes") == 3)
+        for hint in worker.ledger.rehint("scenes", older_than_s=0):
+            worker.ledger.claim(hint, ME)
+        worker.ledger.cancel_image(job, 1)
+        wait_until(lambda: (job, 1) in worker.renderer.cancelled)
+        worker.upkeep.stop()
+        worker.ledger.close()
+        worker.app.close()
+
+
+def test_leases_are_kept_while_everything_else_hangs():
+    """Reports, feeds and the like may be late; renewals have a thread of their own."""
+    with valkey() as server:
+        worker = Worker(server.url, lease_s=1.0, is_real_time=True)
+        worker.open_job(1)
+        worker.ledger.report(report(ME))
+        (hint,) = worker.ledger.feed("scenes")
+        worker.ledger.claim(hint, ME)
+        worker.renderer.held = [hint]
+        is_over = threading.Event()
+        worker.serving.update = lambda: is_over.wait(30)
+        worker.upkeep.start()
+        time.sleep(1.5)
+        assert worker.ledger.reap() == 0
+        is_over.set()
+        worker.upkeep.stop()
+        worker.ledger.close()
+        worker.app.close()
+
+
 def test_the_threads_outlive_redis_and_give_everybody_time_to_renew():
     """After an outage longer than a lease, nobody's units are reaped before they could be renewed."""
     lease_s = 1.0
@@ -209,8 +310,12 @@ def test_the_threads_outlive_redis_and_give_everybody_time_to_renew():
         wait_until(lambda: [each.name for each in worker.ledger.workers()] == [ME])
         assert worker.ledger.image(job, 0).state is UnitState.RENDERING
         assert not worker.ledger.renew(OTHER, [hint])
-        worker.ledger.cancel(job)
-        wait_until(lambda: job in worker.renderer.cancelled)
+
+        def is_heard():  # what is told before it listens again is lost, and renewals tell it
+            worker.ledger.cancel(worker.open_job(1))
+            return worker.renderer.cancelled
+
+        wait_until(is_heard)
         worker.upkeep.stop()
         worker.ledger.close()
         worker.app.close()

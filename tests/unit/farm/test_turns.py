@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farm.jobs import Priority
 from farm.ledger.records import Demand, ModelDemand
+from farm.requests import Priority
 from farm.turns import Round, Server, choose
 
 WAIT_S = 60.0

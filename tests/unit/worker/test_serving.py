@@ -1,0 +1,199 @@
+"""What a worker serves: from what waits, over the ledger's word, to the queues that it reads. On a real server."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+import pytest
+from celery.contrib.testing.worker import start_worker
+
+from expanded_jobs import expanded_job
+from farm.catalog import Catalog
+from farm.jobs import Hint, UnitState
+from farm.ledger import Ledger, WorkerReport
+from farm.queue import RENDER_TASK, make_celery, publish, queue_length, queues, read_only
+from farm.settings import Settings
+from worker.pipelines.base import NO_INPUTS
+from worker.render import Outcome, Renderer
+from worker.serving import Serving
+
+MODELS = ("scenes", "sd15", "sdxl")
+
+
+class PretendEngine:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.load_s = {}
+        self.expected = []
+        self.given_back = []
+
+    def expect(self, model):
+        """Note it."""
+        self.expected.append(model)
+
+    def give_back(self, models):
+        """Note it."""
+        self.given_back.append(list(models))
+
+
+class Worker:
+    """One worker's choice, its ledger, and its clock."""
+
+    def __init__(self, redis_url, name, models=MODELS) -> None:
+        self.name = name
+        self.ledger = Ledger.connect(Settings(redis_url=redis_url), clock=lambda: self.now)
+        self.now = 1_800_000_000.0
+        self.engine = PretendEngine()
+        self.serving = Serving(
+            name,
+            models,
+            ledger=self.ledger,
+            device=self.engine,
+            fits=lambda together: len(together) <= 1,
+            max_batch=4,
+            wait_s=60.0,
+            clock=lambda: self.now,
+        )
+
+    def report(self):
+        """Beat."""
+        self.ledger.report(
+            WorkerReport(
+                name=self.name,
+                node=self.name.partition("#")[0],
+                pid=1,
+                device="cpu",
+                models=MODELS,
+                serving=self.serving.models,
+                max_batch=4,
+                started_at=0,
+            )
+        )
+
+    def open_job(self, model, images=20):
+        """Open a job; return its id."""
+        row = Catalog().row(model)
+        size = {"width": row.width, "height": row.height}
+        return self.ledger.open(expanded_job(row=row, num_images_per_prompt=images, **size)).id
+
+
+@pytest.fixture
+def pair(redis_url):
+    """Return two workers of one farm."""
+    workers = [Worker(redis_url, "here:gpu0#1"), Worker(redis_url, "here:gpu1#1")]
+    yield workers
+    for worker in workers:
+        worker.ledger.close()
+
+
+def test_a_worker_serves_what_waits(pair):
+    """It tells the ledger, so that units are handed out, and the engine, so that weights are read ahead."""
+    worker, _ = pair
+    worker.report()
+    assert not worker.serving.update()
+    worker.open_job("sd15")
+    assert worker.ledger.feed("sd15") == []
+    assert worker.serving.update()
+    assert (worker.serving.models, worker.engine.expected) == (("sd15",), ["sd15"])
+    assert len(worker.ledger.feed("sd15")) == 8
+    assert not worker.serving.update()
+
+
+def test_two_workers_that_decide_at_once_take_two_models(pair, monkeypatch):
+    """Both see the same; the ledger takes the first, and the other looks again."""
+    one, other = pair
+    for worker in pair:
+        worker.report()
+    one.open_job("sd15")
+    one.now += 1
+    one.open_job("sdxl")
+    demand = one.ledger.demand()
+    answers = [demand]
+    look = other.ledger.demand
+    monkeypatch.setattr(other.ledger, "demand", lambda: answers.pop() if answers else look())
+    assert one.serving.update()
+    assert other.serving.update()
+    assert {*one.serving.models, *other.serving.models} == {"sd15", "sdxl"}
+
+
+def test_what_is_left_is_given_back(pair):
+    """Waiting units go back to the ledger: who has no seat yet is made where its model is served."""
+    worker, _ = pair
+    worker.open_job("sd15", images=4)
+    worker.serving.update()
+    for hint in worker.ledger.feed("sd15"):
+        worker.ledger.claim(hint, worker.name)
+    worker.open_job("sdxl")
+    assert worker.serving.update()
+    assert worker.serving.models == ("sdxl",)
+    assert worker.engine.given_back == [[], ["sd15"]]
+
+
+def test_a_worker_of_one_model_never_asks(redis_url):
+    """There is nothing to decide."""
+    worker = Worker(redis_url, "here:gpu0#1", ("scenes",))
+    assert worker.serving.models == ("scenes",)
+    assert not worker.serving.update()
+    assert worker.engine.expected == []
+    worker.ledger.close()
+
+
+def test_only_served_queues_are_read(redis_url):
+    """A real consumer follows what is served, from nothing to something and on to something else, and back."""
+    app = make_celery(Settings(redis_url=redis_url))
+    served = []
+    read_only(app, lambda: served)
+    got = []
+
+    @app.task(name=RENDER_TASK)
+    def render(job, *_):
+        got.append(job)
+
+    app.conf.task_queues = queues(MODELS)
+
+    def expect(*jobs):
+        deadline = time.monotonic() + 10
+        while len(got) < len(jobs) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.3)  # no more than those
+        assert sorted(got) == sorted(jobs)
+        got.clear()
+
+    options = {"pool": "threads", "concurrency": 2, "perform_ping_check": False, "without_heartbeat": True}
+    with start_worker(app, **options):
+        for model in MODELS:
+            publish(app, [(model, Hint(f"{model} {n}", 0, 1)) for n in range(3)])
+        time.sleep(1.5)
+        assert got == []
+        served[:] = ["sd15"]
+        expect("sd15 0", "sd15 1", "sd15 2")
+        served[:] = []
+        time.sleep(1.2)  # a read that has begun may still bring one
+        publish(app, [("sd15", Hint("late", 0, 1))])
+        expect()
+        served[:] = ["scenes", "sd15"]
+        expect("scenes 0", "scenes 1", "scenes 2", "late")
+        assert queue_length(app, "sdxl") == 3
+    app.close()
+
+
+def test_a_unit_of_a_model_that_was_left_goes_back(pair):
+    """Its message was read a moment before: it is released unmade, without a strike, to be made elsewhere."""
+    worker, _ = pair
+    job = worker.open_job("sd15", images=1)
+    worker.serving.update()
+    (hint,) = worker.ledger.feed("sd15")
+    renderer = Renderer(
+        worker.name,
+        ledger=worker.ledger,
+        engine=worker.engine,
+        store=None,
+        pictures=SimpleNamespace(fetch=lambda _unit: NO_INPUTS),
+        max_undelivered=4,
+        serves=lambda model: model == "sdxl",
+    )
+    assert renderer.render(hint) is Outcome.RELEASED
+    image = worker.ledger.image(job, 0)
+    assert (image.state, image.history) == (UnitState.QUEUED, ())
