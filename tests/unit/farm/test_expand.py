@@ -94,6 +94,7 @@ def test_a_seed_is_drawn_when_none_is_named(seed):
         ({"prompts": ["a"] * 101}, "prompts"),
         ({"num_images_per_prompt": 10_001}, "num_images_per_prompt"),
         ({"seed": MAX_SEED, "num_images_per_prompt": 2}, "seed"),
+        ({"reuse": True}, "reuse"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(fields, field):
@@ -102,6 +103,14 @@ def test_what_does_not_fit_is_refused_by_name(fields, field):
         expanded(**fields)
     assert caught.value.field == field
     assert caught.value.value is not None
+
+
+def test_reuse_is_for_invariant_jobs():
+    """Where the bytes may differ, an earlier image is not the one that is asked for."""
+    assert expanded(reuse=True, reproducibility="invariant").header.reuse
+    with pytest.raises(Refused, match="invariant") as caught:
+        expanded(reuse=True, reproducibility="fast")
+    assert caught.value.choices == ["false", "true with reproducibility invariant"]
 
 
 def test_a_refused_size_offers_the_nearest_ones():
