@@ -264,7 +264,7 @@ def _rewrite(world, queue, change):
 _messages_are("lost", lambda _rng, _messages: [])
 _messages_are("doubled", lambda _rng, messages: messages * 2)
 _messages_are("shuffled", lambda rng, messages: rng.sample(messages, len(messages)))
-_messages_are("cut short", lambda rng, messages: [m[: rng.randrange(len(m))] for m in messages])
+_messages_are("cut short", lambda rng, messages: [m[: rng.randrange(len(m) + 1)] for m in messages])
 _messages_are("among garbage", lambda rng, messages: [*rng.sample(_GARBAGE, 3), *messages, *rng.sample(_GARBAGE, 3)])
 
 
