@@ -92,8 +92,11 @@ class Residents:
         return bool(others)
 
     def remember_broken(self, model: str, error: Exception) -> None:
-        """Make `get` raise `error` for a while instead of trying again."""
-        self._broken[model] = (self._clock(), error)
+        """Make `get` raise `error` for a while instead of trying again.
+
+        The while runs from the first of these calls: units that fail of what is remembered do not prolong it.
+        """
+        self._broken.setdefault(model, (self._clock(), error))
 
     def _may_share(self, models: Collection[str]) -> bool:
         now = self._clock()

@@ -12,7 +12,7 @@ import torch
 from tiny_flow_models import save_tiny_flux
 from tiny_models import tiny_row
 from worker.pipelines.loading import load_pipeline
-from worker.residents import Residents
+from worker.residents import BROKEN_S, Residents
 
 
 class Clock:
@@ -35,6 +35,25 @@ def test_the_least_recently_used_goes_first():
     for name in ("a", "b", "a", "c"):
         some.get(name)
     assert some.names == ("a", "c")
+
+
+def test_a_broken_model_is_looked_at_again_however_often_it_is_asked_for():
+    """Whoever tries again every second must not keep alive the memory of what has long been mended."""
+    clock, mended = Clock(), False
+
+    def load(name):
+        if not mended:
+            raise ValueError("no weights")
+        return name
+
+    some = residents(load, clock=clock)
+    for clock.now in range(int(BROKEN_S)):
+        with pytest.raises(ValueError, match="no weights") as caught:
+            some.get("a")
+        some.remember_broken("a", caught.value)
+        mended = True
+    clock.now = BROKEN_S
+    assert some.get("a") == "a"
 
 
 def test_as_many_go_as_must():
