@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # Remade whenever what it depends on changes, so that a second run installs nothing.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help venv demo up test check lint format clean soak
+.PHONY: help venv demo up test check lint format clean faults soak
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,7 +42,10 @@ up: $(INSTALLED) ## Start a farm on this machine; Ctrl-C stops it
 
 test: $(INSTALLED) ## Run all tests that this machine can run
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/unit
-	$(BIN)/python -m pytest tests/integration tests/e2e
+	$(BIN)/python -m pytest -m "not long" tests/integration tests/e2e tests/faults
+
+faults: $(INSTALLED) ## Break real processes in every way that the farm must outlive: some four minutes
+	$(BIN)/python -m pytest tests/faults
 
 soak: $(INSTALLED) ## Render thousands of images while everything breaks at random: SEED=7 UNITS=4000; some ten minutes
 	PYTHONPATH=.:tests $(BIN)/python -m soak $(if $(SEED),--seed $(SEED)) $(if $(UNITS),--units $(UNITS))

@@ -145,22 +145,25 @@ class Farm:
         assert process.poll() is None, self.tail()
         return process
 
+    @contextmanager
     def api(self):
-        """Start an API; return its process and a client when it is ready."""
+        """Run an API for the length of a `with` block: its process, which the test may end, and a client."""
         (port,) = free_ports(1)
         process = self.start(
             *("-m", "api", "--port", str(port)),
             FARM_REDIS_URL=f"redis://127.0.0.1:{self.api_line.port}/0",
             FARM_S3_ENDPOINT=self.s3.endpoint,
         )
-        client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
 
-        def is_ready():
-            with suppress(httpx.TransportError):
-                return client.get("/readyz").status_code == 200
+            def is_ready():
+                with suppress(httpx.TransportError):
+                    return client.get("/readyz").status_code == 200
 
-        self.wait(is_ready)
-        return process, client
+            self.wait(is_ready)
+            yield process, client
+        process.terminate()
+        process.wait(20)
 
     def workers(self, name=""):
         """Return the reports of living workers whose node's name starts like this."""
@@ -314,7 +317,8 @@ def stopped(pid):
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):  # it may have been killed meanwhile
+            os.kill(pid, signal.SIGCONT)
 
 
 @contextmanager

@@ -30,8 +30,7 @@ class Line:
     def mend(self) -> None:
         """Lead to the server again, at full speed; what was held back by `hang` arrives now."""
         if self._target != self._server_port:
-            self._hang_up()
-        self._target = self._server_port
+            self.divert(self._server_port)
         self._delay_s = 0.0
         self._flows.set()
         if self._listener is None:
@@ -57,7 +56,8 @@ class Line:
 
     def divert(self, port: int) -> None:
         """Lead to another server, which listens on `port`."""
-        self._target = port
+        with self._lock:
+            self._target = port
         self._hang_up()
 
     def close(self) -> None:
@@ -76,20 +76,21 @@ class Line:
         with suppress(OSError):  # the listener was closed
             while True:
                 near, _ = listener.accept()
+                target = self._target
                 try:
-                    far = socket.create_connection(("127.0.0.1", self._target), timeout=5)
+                    far = socket.create_connection(("127.0.0.1", target), timeout=5)
                 except OSError:
                     near.close()
                     continue
                 far.settimeout(None)
                 with self._lock:
-                    is_cut = self._listener is not listener
-                    if not is_cut:
+                    is_up = self._listener is listener and self._target == target
+                    if is_up:
                         self._connections |= {near, far}
-                if is_cut:
+                if not is_up:  # cut, or laid elsewhere, while this one was made
                     near.close()
                     far.close()
-                    return
+                    continue
                 ends = _Ends(near, far, self._forget)
                 for source, sink in ((near, far), (far, near)):
                     source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -24,14 +24,15 @@ def job(farm):
 
 def rewrite(farm, change):
     """Replace the queue's messages, all at once."""
-    with farm.raw.pipeline() as pipe:
-        pipe.watch(QUEUE)
+
+    def rewritten(pipe):
         messages = pipe.lrange(QUEUE, 0, -1)
         pipe.multi()
         pipe.delete(QUEUE)
         for message in change(messages):
             pipe.rpush(QUEUE, message)
-        pipe.execute()
+
+    farm.raw.transaction(rewritten, QUEUE)  # tried again if a worker reads in between
 
 
 @pytest.mark.parametrize(

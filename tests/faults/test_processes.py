@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import httpx
 import pytest
@@ -18,16 +18,12 @@ pytestmark = pytest.mark.slow
 
 
 def taken_over(farm, job, held):
-    """Return what asks whether all these units are stored, or claimed by somebody else."""
+    """Return what asks whether one of these units is claimed by somebody else, or stored."""
 
-    def is_so():
-        images = [farm.ledger.image(job, index) for index in held]
-        return all(
-            image.state is UnitState.STORED or (image.state is UnitState.RENDERING and image.attempts > 1)
-            for image in images
-        )
+    def is_taken_over(image):
+        return image.state is UnitState.STORED or (image.state is UnitState.RENDERING and image.attempts > 1)
 
-    return is_so
+    return lambda: any(is_taken_over(farm.ledger.image(job, index)) for index in held)
 
 
 def test_a_killed_worker_is_replaced_and_its_units_are_taken_over(farm, undisturbed):
@@ -35,12 +31,13 @@ def test_a_killed_worker_is_replaced_and_its_units_are_taken_over(farm, undistur
     job = farm.post()
     farm.wait_for_images(job, 4)
     worker = farm.holder(job)
-    held = farm.held_by(worker.name, job)
-    with farm.disturbed("a worker is killed", job, resumed=taken_over(farm, job, held)):
-        os.kill(worker.pid, signal.SIGKILL)
+    with stopped(worker.pid):  # so that what it holds stays the same until it dies
+        held = farm.held_by(worker.name, job)
+        with farm.disturbed("a worker is killed", job, resumed=taken_over(farm, job, held)):
+            os.kill(worker.pid, signal.SIGKILL)
     farm.finish(job, like=undisturbed)
     status = farm.ledger.job(job)
-    assert 0 < status.retries <= len(held) + 1
+    assert status.retries == len(held)
     farm.launcher()  # waits for as many workers as before
     assert worker.name not in {report.name for report in farm.workers()}
 
@@ -78,18 +75,21 @@ def test_a_worker_that_wakes_up_too_late_is_refused(farm, undisturbed):
 def test_clocks_of_machines_do_not_matter(farm):
     """Two more workers, an hour ahead and an hour behind: the ledger goes by the server's clock alone."""
     names = {"test:ahead": "3600", "test:behind": "-3600"}
-    processes = []
-    for name, odd in names.items():
-        processes.append(farm.worker(name, ODD_CLOCK_S=odd))
-    job = farm.post(60)
-    farm.finish(job)
-    farm.wait(lambda: all(report.images > 0 for name in names for report in farm.workers(name)))
+    with ExitStack() as stack:
+        for name, odd in names.items():
+            stack.callback(end, farm.worker(name, ODD_CLOCK_S=odd))
+        job = farm.post(60)
+        farm.finish(job)
+        farm.wait(lambda: all(report.images > 0 for name in names for report in farm.workers(name)))
     status = farm.ledger.job(job)
     assert status.retries == 0
     assert abs(status.finished_at - time.time()) < 60
-    for process in processes:
-        process.terminate()
-        assert process.wait(20) == 0
+
+
+def end(worker):
+    """Tell a worker to go; it does so in good order."""
+    worker.terminate()
+    assert worker.wait(20) == 0
 
 
 def test_workers_end_with_their_launcher_and_a_new_one_takes_over(farm):
@@ -111,39 +111,35 @@ def test_workers_end_with_their_launcher_and_a_new_one_takes_over(farm):
 
 def test_a_killed_api_loses_nothing_it_accepted_and_keeps_nothing_else(farm, undisturbed):
     """Kill -9 while a job runs and another one is being accepted: the first goes on, the second never was."""
-    process, client = farm.api()
-    job = client.post("/v1/jobs", json={"model": "tiny", **job_body()}).raise_for_status().json()["id"]
-    num_jobs = farm.ledger.num_jobs()
     large = {"model": "tiny", "prompts": [f"{n} {'word ' * 40}" for n in range(9000)], "num_inference_steps": 1}
     key = {"Idempotency-Key": "once"}
+    with farm.api() as (process, client):
+        job = client.post("/v1/jobs", json={"model": "tiny", **job_body()}).raise_for_status().json()["id"]
+        num_jobs = farm.ledger.num_jobs()
 
-    def post():
-        with suppress(httpx.TransportError):
-            client.post("/v1/jobs", json=large, headers=key)
+        def post():
+            with suppress(httpx.TransportError):
+                client.post("/v1/jobs", json=large, headers=key)
 
-    farm.api_line.slow(0.2)
-    request = threading.Thread(target=post)
-    request.start()
-    farm.wait(lambda: any(farm.raw.scan_iter("farm:job:*:entries")) and len(staged(farm)) > 0)
-    with farm.disturbed("the API is killed", job):
-        process.kill()
-        process.wait()
-    request.join()
-    client.close()
+        farm.api_line.slow(0.2)
+        request = threading.Thread(target=post)
+        request.start()
+        farm.wait(lambda: staged(farm))
+        with farm.disturbed("the API is killed", job):
+            process.kill()
+            process.wait()
+        request.join()
     farm.api_line.mend()
     assert farm.ledger.num_jobs() == num_jobs
     farm.finish(job, like=undisturbed)
 
-    process, client = farm.api()
-    with client:
+    with farm.api() as (_, client):
         assert client.get(f"/v1/jobs/{job}").json()["state"] == "done"
         answers = [client.post("/v1/jobs", json=large, headers=key).raise_for_status().json()["id"] for _ in range(2)]
         assert answers[0] == answers[1]
         client.delete(f"/v1/jobs/{answers[0]}").raise_for_status()
     assert farm.ledger.job(answers[0]).state is JobState.CANCELLED
     farm.check_quiet()
-    process.terminate()
-    process.wait(20)
 
 
 def staged(farm):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import signal
 import time
 from contextlib import contextmanager
 
@@ -87,13 +86,13 @@ def disk_full_and_gone(farm):
     ("what", "fsync", "fault"),
     [
         ("Redis is killed, AOF everysec", "everysec", killed),
-        ("Redis is killed, AOF always", "always", killed),
+        pytest.param("Redis is killed, AOF always", "always", killed, marks=pytest.mark.long),
         ("Redis is frozen", "always", frozen),
         ("the network to Redis is cut", "always", cut),
-        ("the network to Redis hangs", "always", hung),
+        pytest.param("the network to Redis hangs", "always", hung, marks=pytest.mark.long),
         ("Redis is out of memory", "always", out_of_memory),
         ("the disk of Redis is full, AOF everysec", "everysec", disk_full),
-        ("the disk of Redis is full, AOF always", "always", disk_full_and_gone),
+        pytest.param("the disk of Redis is full, AOF always", "always", disk_full_and_gone, marks=pytest.mark.long),
     ],
     ids=["killed_everysec", "killed_always", "frozen", "cut", "hung", "memory", "disk_everysec", "disk_always"],
 )
@@ -123,5 +122,3 @@ def test_dropped_connections_cost_nothing(farm, undisturbed):
             time.sleep(0.2)
     farm.finish(job, like=undisturbed)
     assert farm.ledger.job(job).retries == 0
-    farm.redis.kill(signal.SIGTERM)  # and a server that is stopped in good order
-    farm.redis.start()
