@@ -113,6 +113,12 @@ class Hint(NamedTuple):
     attempt: int
 
 
+class UrgentHint(Hint):
+    """A hint that workers read before others: its job is interactive. The same unit, the same hint."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit(Picture):
     """One image to make, as a worker gets it from a granted claim."""

@@ -21,7 +21,7 @@ from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
 from farm.errors import LedgerDown
-from farm.jobs import Hint
+from farm.jobs import Hint, UrgentHint
 from farm.settings import Settings
 
 log: Final = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ RENDER_TASK: Final = "farm.render"
 _LONGEST_PAUSE_S: Final = 2.0
 """Between two tries of a worker to reach Redis."""
 _QUEUE_PREFIX: Final = "render."
+_URGENT: Final = ":urgent"
 _NOBODYS_QUEUE: Final = f"{_QUEUE_PREFIX}:none"
 """Read by who has nothing to read: kombu asks again what to read after each read, and only then."""
 
@@ -103,9 +104,9 @@ def _tell_unreadable(what: object) -> None:
     log.error("dropped an unreadable message: %.200r", what, extra={"action": "message_unreadable"})
 
 
-def queue_for(model: str) -> str:
-    """Return the name of the queue that carries the units of `model`."""
-    return f"{_QUEUE_PREFIX}{model}"
+def queue_for(model: str, *, urgent: bool = False) -> str:
+    """Return the name of the queue that carries the units of `model`, or those of them that are read first."""
+    return f"{_QUEUE_PREFIX}{model}{_URGENT if urgent else ''}"
 
 
 def make_celery(settings: Settings) -> Celery:
@@ -147,13 +148,13 @@ def make_celery(settings: Settings) -> Celery:
 
 def queues(models: Iterable[str]) -> list[Queue]:
     """Return the queues of `models`, for a worker to read."""
-    return [_queue(queue_for(model)) for model in models]
+    return [_queue(queue_for(model, urgent=urgent)) for model in models for urgent in (False, True)]
 
 
 def read_only(app: Celery, models: Callable[[], Collection[str]]) -> None:
     """Have a worker of `app` read, of its queues, those of `models()` only; asked before each read, which takes 1 s.
 
-    Of several queues with messages the one that was read last comes last.
+    Urgent messages come first. Of several queues with messages the one that was read last comes last.
     """
 
     class Order:
@@ -166,8 +167,9 @@ def read_only(app: Celery, models: Callable[[], Collection[str]]) -> None:
             self._queues = list(queues)
 
         def consume(self, _count: int) -> list[str]:
-            wanted = {queue_for(model) for model in models()}
-            return [name for name in self._queues if name in wanted] or [_NOBODYS_QUEUE]
+            wanted = {queue_for(model, urgent=urgent) for model in models() for urgent in (False, True)}
+            names = [name for name in self._queues if name in wanted]
+            return sorted(names, key=lambda name: not name.endswith(_URGENT)) or [_NOBODYS_QUEUE]
 
         def rotate(self, last_used: str) -> str:
             if last_used in self._queues:
@@ -192,7 +194,7 @@ def publish(app: Celery, hints: Sequence[tuple[str, Hint]]) -> None:
                 app.send_task(
                     RENDER_TASK,
                     args=list(hint),
-                    queue=_queue(queue_for(model)),
+                    queue=_queue(queue_for(model, urgent=isinstance(hint, UrgentHint))),
                     producer=producer,
                     ignore_result=True,
                 )
@@ -208,7 +210,8 @@ def queue_length(app: Celery, model: str) -> int:
     try:
         with app.pool.acquire(block=True) as connection:
             # Not queue_declare(passive=True): that raises for a queue that is merely empty.
-            return int(connection.default_channel._size(queue_for(model)))  # noqa: SLF001
+            size = connection.default_channel._size  # noqa: SLF001
+            return sum(int(size(queue_for(model, urgent=urgent))) for urgent in (False, True))
     except _broker_errors(app) as error:
         raise LedgerDown(f"the length of {queue_for(model)} could not be read: {error}") from error
 

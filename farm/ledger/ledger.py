@@ -13,7 +13,7 @@ from typing import Final
 
 from farm.errors import IdempotencyConflict, JobCancelled, LedgerDown, QueueFull, UnknownJob
 from farm.expand import locate, unit_of
-from farm.jobs import Entry, ExpandedJob, Header, Hint, Unit
+from farm.jobs import Entry, ExpandedJob, Header, Hint, Unit, UrgentHint
 from farm.ledger.chores import Chores
 from farm.ledger.codec import decode_entry, decode_header, encode_entries, encode_header
 from farm.ledger.connection import PREFIX, Connection, translate_outage
@@ -201,7 +201,8 @@ class Ledger(Reports, Servers, Tenants, Chores):
 
         By priority, but a lower one that was passed over 16 times has its turn; then the tenant that has had the least
         GPU time for its weight; then jobs in order; then images given back before fresh ones. Not more than two units
-        for each seat that serves the model wait unclaimed; without a live worker there are none.
+        for each seat that serves the model wait unclaimed, or three if interactive ones are among them; without a live
+        worker there are none.
         """
         return _hints(self._connection.run("feed", model, limit, self.alive_s))
 
@@ -311,4 +312,8 @@ def node_of(worker: str) -> str:
 
 
 def _hints(flat: list[bytes]) -> list[Hint]:
-    return [Hint(flat[i].decode(), int(flat[i + 1]), int(flat[i + 2])) for i in range(0, len(flat), 3)]
+    def hint(job: bytes, index: bytes, attempt: bytes, priority: bytes) -> Hint:
+        kind = UrgentHint if priority == b"interactive" else Hint
+        return kind(job.decode(), int(index), int(attempt))
+
+    return [hint(*flat[i : i + 4]) for i in range(0, len(flat), 4)]

@@ -7,7 +7,7 @@ import pytest
 
 from expanded_jobs import expanded_job
 from farm.errors import QueueFull
-from farm.jobs import JobState, UnitState
+from farm.jobs import JobState, UnitState, UrgentHint
 from farm.ledger import Ledger, TenantLimits, WorkerReport
 from farm.requests import Priority
 from farm.settings import Settings
@@ -106,12 +106,27 @@ def test_the_order_does_not_depend_on_how_many_jobs_a_tenant_sends(farm):
 
 
 def test_one_interactive_image_passes_a_hundred_thousand_bulk_ones(farm):
-    """It is the first that is handed out after it came."""
+    """It is handed out at once, though all that may wait unclaimed does, and marked to be read before it."""
     bulk = farm.open("factory", images=100_000, priority=Priority.BULK)
     assert {hint.job for hint in farm.serve(20)} == {bulk}
-    farm.ledger.claim(farm.messages[0], ME)
+    farm.messages += farm.ledger.feed("scenes")
+    assert farm.ledger.feed("scenes") == [], "there is no room"
     now = farm.open("artist", priority=Priority.INTERACTIVE)
-    assert farm.ledger.feed("scenes")[0].job == now
+    (hint,) = farm.ledger.feed("scenes")
+    assert hint == UrgentHint(now, 0, 1)
+    assert isinstance(hint, UrgentHint)
+    farm.now += 60
+    again = farm.ledger.rehint("scenes", older_than_s=30)
+    assert [each.job for each in again if isinstance(each, UrgentHint)] == [now]
+
+
+def test_interactive_work_has_room_of_its_own_and_no_more(farm):
+    """A unit for each seat beyond the two that anybody may have waiting."""
+    farm.open("factory", images=100, priority=Priority.BULK)
+    assert len(farm.ledger.feed("scenes")) == 16
+    farm.open("artist", images=100, priority=Priority.INTERACTIVE)
+    assert len(farm.ledger.feed("scenes")) == 8
+    assert farm.ledger.feed("scenes") == []
 
 
 def test_a_lower_priority_is_never_passed_over_more_than_sixteen_times(farm):

@@ -1,11 +1,11 @@
 -- Hand out the next units of a model. At most 2 units for each live seat wait unclaimed, so that order, cancel and
--- priority act soon.
+-- priority act soon; interactive ones may be a third, so that they never wait for room.
 --
 -- The order: the highest priority that waits, but a lower one that was passed over 16 times in a row has its turn;
 -- within it the tenant that has had the least GPU time for its weight; of its jobs the first; of that the images given
 -- back, then those never handed out. A tenant pays in advance what an image is expected to take.
 -- ARGV: now, model, limit, seconds a silent worker counts as alive
--- Returns {job, index, attempt, ...}
+-- Returns {job, index, attempt, priority, ...}
 local PATIENCE = 16
 local at, model = now(), ARGV[2]
 local handed = P .. 'handed:' .. model
@@ -13,8 +13,8 @@ local skipped_key = P .. 'skipped:' .. model
 
 drop_silent_servers(at, tonumber(ARGV[4]))
 local seats = number(redis.call('HGET', P .. 'seats', model))
-local room = math.min(tonumber(ARGV[3]), 2 * seats - redis.call('ZCARD', handed))
-if room <= 0 then return {} end
+local room = 2 * seats - redis.call('ZCARD', handed)
+if room + seats <= 0 then return {} end
 
 local tenants, lanes = {}, {}
 for i, priority in ipairs(PRIORITIES) do
@@ -27,7 +27,7 @@ for i, priority in ipairs(PRIORITIES) do
       }
     end
   end
-  lanes[i] = { key = lane_of(model, priority), names = names, skipped = 0 }
+  lanes[i] = { key = lane_of(model, priority), priority = priority, names = names, skipped = 0 }
 end
 for i, skipped in ipairs(redis.call('HMGET', skipped_key, unpack(PRIORITIES))) do lanes[i].skipped = number(skipped) end
 
@@ -45,21 +45,19 @@ local function next_tenant(lane)
   return best
 end
 
+-- The lane and the tenant whose turn it is, nil when there is none, or no room for it.
 local function next_turn()
   local chosen, name
   for _, lane in ipairs(lanes) do
-    local candidate = next_tenant(lane)
-    if not candidate then
-      lane.skipped = 0
-    elseif not chosen then
-      chosen, name = lane, candidate
-    elseif lane.skipped >= PATIENCE and chosen.skipped < PATIENCE then
-      chosen, name = lane, candidate
-    else
-      lane.skipped = lane.skipped + 1
+    lane.candidate = next_tenant(lane)
+    if lane.candidate and (not chosen or (lane.skipped >= PATIENCE and chosen.skipped < PATIENCE)) then
+      chosen, name = lane, lane.candidate
     end
   end
-  if chosen then chosen.skipped = 0 end
+  if not chosen or (room <= 0 and chosen ~= lanes[1]) then return nil end
+  for _, lane in ipairs(lanes) do
+    lane.skipped = lane.candidate and lane ~= chosen and lane ~= lanes[1] and lane.skipped + 1 or 0
+  end
   return chosen, name
 end
 
@@ -81,7 +79,7 @@ local function next_unit(jobs)
 end
 
 local out = {}
-while room > 0 do
+while room + seats > 0 and #out < 4 * tonumber(ARGV[3]) do
   local lane, name = next_turn()
   if not lane then break end
   local tenant, jobs = tenants[name], lane.key .. ':' .. name
@@ -100,6 +98,7 @@ while room > 0 do
   out[#out + 1] = job
   out[#out + 1] = index
   out[#out + 1] = tostring(attempt)
+  out[#out + 1] = lane.priority
   room = room - 1
 end
 local skipped = {}

@@ -1,7 +1,7 @@
 -- Units handed out long ago that nobody claimed: their message has vanished, or waits very long. Hint them again: a
 -- claim is granted once however many messages say the same.
 -- ARGV: now, model, age in seconds, limit
--- Returns {job, index, attempt, ...}
+-- Returns {job, index, attempt, priority, ...}
 local at, model = now(), ARGV[2]
 local handed = P .. 'handed:' .. model
 local out = {}
@@ -11,5 +11,6 @@ for _, member in ipairs(redis.call('ZRANGE', handed, '-inf', at - tonumber(ARGV[
   out[#out + 1] = job
   out[#out + 1] = index
   out[#out + 1] = tostring((flight_of(member)))
+  out[#out + 1] = facts_of(job).priority
 end
 return out

@@ -10,7 +10,7 @@ from celery.contrib.testing.worker import start_worker
 
 from expanded_jobs import expanded_job
 from farm.catalog import Catalog
-from farm.jobs import Hint, UnitState
+from farm.jobs import Hint, UnitState, UrgentHint
 from farm.ledger import Ledger, WorkerReport
 from farm.queue import RENDER_TASK, make_celery, publish, queue_length, queues, read_only
 from farm.settings import Settings
@@ -26,6 +26,7 @@ class PretendEngine:
 
     def __init__(self) -> None:
         self.load_s = {}
+        self.resident_models = MODELS
         self.expected = []
         self.given_back = []
 
@@ -118,17 +119,24 @@ def test_two_workers_that_decide_at_once_take_two_models(pair, monkeypatch):
     assert {*one.serving.models, *other.serving.models} == {"sd15", "sdxl"}
 
 
-def test_what_is_left_is_given_back(pair):
-    """Waiting units go back to the ledger: who has no seat yet is made where its model is served."""
+@pytest.mark.parametrize(("images", "given_back"), [(20, ["sd15"]), (4, [])])
+def test_what_is_left_is_given_back_but_for_the_last(pair, images, given_back):
+    """Units without a seat go back when others of their model wait; the last ones are finished where they are."""
     worker, _ = pair
-    worker.open_job("sd15", images=4)
+    worker.report()
+    worker.open_job("sd15", images=images)
     worker.serving.update()
     for hint in worker.ledger.feed("sd15"):
         worker.ledger.claim(hint, worker.name)
     worker.open_job("sdxl")
-    assert worker.serving.update()
-    assert worker.serving.models == ("sdxl",)
-    assert worker.engine.given_back == [[], ["sd15"]]
+    worker.serving.update()
+    for _ in range(40):
+        worker.now += 4
+        worker.report()
+        worker.serving.update()
+        if worker.serving.models == ("sdxl",):
+            break
+    assert worker.engine.given_back[1] == given_back
 
 
 def test_a_worker_of_one_model_never_asks(redis_url):
@@ -147,7 +155,7 @@ def test_only_served_queues_are_read(redis_url):
     read_only(app, lambda: served)
     got = []
 
-    @app.task(name=RENDER_TASK)
+    @app.task(name=RENDER_TASK, shared=False)
     def render(job, *_):
         got.append(job)
 
@@ -176,6 +184,29 @@ def test_only_served_queues_are_read(redis_url):
         served[:] = ["scenes", "sd15"]
         expect("scenes 0", "scenes 1", "scenes 2", "late")
         assert queue_length(app, "sdxl") == 3
+    app.close()
+
+
+def test_urgent_messages_are_read_first(redis_url):
+    """An interactive image does not stand in line behind what was handed out before it."""
+    app = make_celery(Settings(redis_url=redis_url))
+    read_only(app, lambda: MODELS)
+    got = []
+
+    @app.task(name=RENDER_TASK, shared=False)
+    def render(job, *_):
+        got.append(job)
+
+    app.conf.task_queues = queues(MODELS)
+    publish(app, [("scenes", Hint("bulk", n, 1)) for n in range(20)])
+    publish(app, [("scenes", UrgentHint("now", n, 1)) for n in range(2)])
+    assert queue_length(app, "scenes") == 22
+    options = {"pool": "threads", "concurrency": 1, "perform_ping_check": False, "without_heartbeat": True}
+    with start_worker(app, **options):
+        deadline = time.monotonic() + 10
+        while len(got) < 22 and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert got == ["now", "now"] + ["bulk"] * 20
     app.close()
 
 
