@@ -132,7 +132,7 @@ def _job(
         "model": model,
         "prompts": prompts,
         "num_images_per_prompt": num_images_per_prompt,
-        "num_inference_steps": 10,
+        "num_inference_steps": 4,
         "seed": 1000,
         "reproducibility": "invariant",
         "labels": {"name": name},
