@@ -157,6 +157,11 @@ class Engine:
         """What loading each model took, typically; of those that were loaded."""
         return self._residents.load_s
 
+    @property
+    def resident_models(self) -> Collection[str]:
+        """The models on the device now."""
+        return self._residents.names
+
     def stats(self) -> EngineStats:
         """Return a snapshot of the counters."""
         with self._lock:

@@ -30,6 +30,10 @@ class Device(Protocol):
     def load_s(self) -> Mapping[str, float]:
         """What loading each model took, typically; of those that were loaded."""
 
+    @property
+    def resident_models(self) -> Collection[str]:
+        """The models on the device now."""
+
     def expect(self, model: str) -> None:
         """Prepare for units of `model`."""
 
@@ -61,6 +65,7 @@ class Serving:
         self._wait_s = wait_s
         self._clock = clock
         self._since_s = clock()
+        self._coming: str | None = None  # chosen, and not on the device yet: others finish their seats, or it loads
         # With one model there is nothing to decide.
         self._serving: tuple[str, ...] = self._able if len(self._able) == 1 else ()
 
@@ -79,10 +84,13 @@ class Serving:
         for _ in range(_LOOKS):
             demand = self._ledger.demand()
             loads_s = self._device.load_s
+            if self._coming is not None and self._coming in self._device.resident_models:
+                self._since_s = self._clock() - loads_s.get(self._coming, 0.0)
+                self._coming = None
             me = Server(
                 able=self._able,
                 serving=self._serving,
-                served_s=self._clock() - self._since_s,
+                served_s=0.0 if self._coming else self._clock() - self._since_s,
                 load_s=lambda model, known=loads_s: known.get(model, _UNKNOWN_LOAD_S),  # type: ignore[misc]
                 fits=self._fits,
             )
@@ -92,15 +100,16 @@ class Serving:
             if self._ledger.serve(
                 self._worker, choice, models=self._able, max_batch=self._max_batch, version=demand.version
             ):
-                self._change(choice)
+                self._change(choice, demand.models)
                 return True
         return False
 
-    def _change(self, choice: tuple[str, ...]) -> None:
+    def _change(self, choice: tuple[str, ...], waiting: Collection[str]) -> None:
         left = [model for model in self._serving if model not in choice]
         self._serving = choice
-        self._since_s = self._clock()
+        self._coming = choice[0]
         self._device.expect(choice[0])
-        self._device.give_back(left)
+        # Of a model that nothing waits for any more, what we hold are its last units: ours to finish.
+        self._device.give_back([model for model in left if model in waiting])
         extra = {"action": "serving", "models": list(choice), "left": left}
         log.info("serving %s from now on", ", ".join(choice), extra=extra)

@@ -91,6 +91,22 @@ class SimulatedEngine:
             future.set_exception(UnitCancelled("cancelled"))
         return len(gone)
 
+    @property
+    def load_s(self) -> Mapping[str, float]:
+        """Nothing is loaded."""
+        return {}
+
+    @property
+    def resident_models(self) -> tuple[str, ...]:
+        """The one model, always there."""
+        return (self._plan.card.model,)
+
+    def expect(self, model: str) -> None:
+        """Do nothing: there is nothing to read ahead."""
+
+    def give_back(self, models: object) -> None:
+        """Do nothing: the one model is never left."""
+
     def progress(self) -> Mapping[Hint, tuple[int, int]]:
         """Return nothing: nobody asks a simulated worker."""
         return {}
