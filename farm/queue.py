@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from queue import Empty
 from typing import Any, Final
 
@@ -45,13 +46,19 @@ class _QoS(virtual.QoS):  # type: ignore[misc]  # kombu ships no types
     reader for good: by an ack that Redis did not hear, or by a message that a full Redis could not note.
     """
 
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002  kombu's signature
-        """Take a message off the books; it is never put back."""
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  kombu's signature
+        """Take a message off the books; put back one that came when its reader had just stopped, if Redis is there."""
+        message = self._delivered.get(delivery_tag)
         self.ack(delivery_tag)
+        if requeue and message is not None:
+            where = message.delivery_info["exchange"], message.delivery_info["routing_key"]
+            # What is lost here the ledger hints again.
+            with suppress(*self.channel.connection_errors), self.channel.conn_or_acquire() as client:
+                self.channel._do_restore_message(message.serializable(), *where, client)  # noqa: SLF001
 
 
 class _Channel(kombu_redis.Channel):  # type: ignore[misc]
-    """A Redis channel that puts nothing back, whatever becomes of a message, and outlives what is no message.
+    """A Redis channel that puts back nothing that was begun, and outlives what is no message.
 
     Putting messages back when a connection closes runs every unit in progress a second time, and in kombu 5.7.0 it can
     end the worker: by then the connection has forgotten its address ("'NoneType' object has no attribute 'hostname'").

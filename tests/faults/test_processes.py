@@ -37,7 +37,7 @@ def test_a_killed_worker_is_replaced_and_its_units_are_taken_over(farm, undistur
             os.kill(worker.pid, signal.SIGKILL)
     farm.finish(job, like=undisturbed)
     status = farm.ledger.job(job)
-    assert status.retries == len(held)
+    assert 0 < status.retries <= len(held)  # fewer, if its last words were on their way
     farm.launcher()  # waits for as many workers as before
     assert worker.name not in {report.name for report in farm.workers()}
 
@@ -52,7 +52,7 @@ def test_a_worker_told_to_go_gives_everything_back_at_once(farm, undisturbed):
         os.kill(worker.pid, signal.SIGTERM)
     farm.finish(job, like=undisturbed)
     assert all(not image.history for image in farm.ledger.images(job))
-    farm.wait(lambda: not is_running(worker.pid), 20)
+    farm.wait(lambda: not is_running(worker.pid))
     assert worker.name not in {report.name for report in farm.ledger.workers()}
 
 
@@ -72,24 +72,26 @@ def test_a_worker_that_wakes_up_too_late_is_refused(farm, undisturbed):
     assert is_running(worker.pid), "it works on as if nothing had been"
 
 
-def test_clocks_of_machines_do_not_matter(farm):
+def test_clocks_of_machines_do_not_matter(farm, undisturbed):
     """Two more workers, an hour ahead and an hour behind: the ledger goes by the server's clock alone."""
     names = {"test:ahead": "3600", "test:behind": "-3600"}
     with ExitStack() as stack:
         for name, odd in names.items():
             stack.callback(end, farm.worker(name, ODD_CLOCK_S=odd))
-        job = farm.post(60)
-        farm.finish(job)
-        farm.wait(lambda: all(report.images > 0 for name in names for report in farm.workers(name)))
-    status = farm.ledger.job(job)
-    assert status.retries == 0
-    assert abs(status.finished_at - time.time()) < 60
+        has_worked = set()
+        while has_worked != names.keys():  # the two others may be quicker
+            job = farm.post()
+            farm.finish(job, like=undisturbed)
+            status = farm.ledger.job(job)
+            assert status.retries == 0
+            assert abs(status.finished_at - time.time()) < 60
+            has_worked |= {report.node for report in farm.workers() if report.images > 0} & names.keys()
 
 
 def end(worker):
     """Tell a worker to go; it does so in good order."""
     worker.terminate()
-    assert worker.wait(20) == 0
+    assert worker.wait(60) == 0
 
 
 def test_workers_end_with_their_launcher_and_a_new_one_takes_over(farm):
@@ -100,7 +102,7 @@ def test_workers_end_with_their_launcher_and_a_new_one_takes_over(farm):
     launcher = farm.launcher()
     launcher.kill()
     launcher.wait()
-    farm.wait(lambda: not any(map(is_running, pids)), 20)
+    farm.wait(lambda: not any(map(is_running, pids)))
     assert farm.ledger.job(job).counts.rendering == 0
     assert farm.ledger.workers() == []
     with farm.disturbed("the launcher is killed and started", job):

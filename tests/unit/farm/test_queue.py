@@ -91,6 +91,18 @@ def test_redis_keeps_no_books_of_what_is_being_worked_on(app):
     connection.close()
 
 
+def test_a_message_that_nobody_could_take_goes_back_to_the_front(app):
+    """It came when its reader had just stopped reading; the next reader gets it before all others."""
+    publish(app, [("scenes", Hint("job_a", index, 1)) for index in range(2)])
+    connection = app.connection_for_read()
+    (first,) = consume(connection.channel(), 1)
+    first.reject(requeue=True)
+    connection.close()
+    with app.connection_for_read() as other:
+        again = consume(other.default_channel, 2)
+    assert [Hint(*message.decode()[0]).index for message in again] == [0, 1]
+
+
 @pytest.mark.parametrize("settle", ["ack", "reject"])
 def test_an_ack_that_redis_does_not_hear_frees_the_thread_all_the_same(settle):
     """Else as many lost acks as there are threads would end all reading, in silence."""
