@@ -8,7 +8,7 @@ import re
 from collections import Counter
 
 from farm.jobs import JobState, UnitState
-from farm.storage import manifest_key, object_key
+from farm.storage import NoSuchObject, manifest_key, object_key
 from faulty import Farm
 from soak.clients import Clients, Receiver
 from soak.plan import Plan, events_of
@@ -90,9 +90,11 @@ class Verdict:
             num_attempts = sum(image.attempts for image in images)
             if counts.stored == counts.total and num_attempts != counts.total + status.retries:
                 yield f"{name} tells of {status.retries} retries, its images of others"
-        (deadly,) = [image for image in self._images["deadly"] if image.state is UnitState.FAILED]
-        if not len(deadly.history) == deadly.attempts >= self._farm.settings.max_attempts:
-            yield f"the poison unit tells {deadly.history} of {deadly.attempts} attempts"
+        failed = [image for image in self._images["deadly"] if image.state is UnitState.FAILED]
+        if [len(image.history) for image in failed] != [image.attempts for image in failed] or len(failed) != 1:
+            yield f"of the unit that kills, {failed} are told"
+        elif failed[0].attempts < self._farm.settings.max_attempts:
+            yield f"the unit that kills was given up after {failed[0].attempts} attempts"
 
     def _objects(self):
         """Find in the store each stored image with the bytes of the undisturbed run, and nothing else."""
@@ -119,7 +121,11 @@ class Verdict:
     def _manifests(self):
         """See that each job's manifest is there and tells of its last end."""
         for name, images in self._images.items():
-            lines = self._farm.store.get(manifest_key(self._ids[name])).splitlines()
+            try:
+                lines = self._farm.store.get(manifest_key(self._ids[name])).splitlines()
+            except NoSuchObject:
+                yield f"{name} has none"
+                continue
             told = [json.loads(line) for line in lines]
             counts = self._statuses[name].counts
             if told[0]["counts"] != {key: getattr(counts, key) for key in told[0]["counts"]}:
