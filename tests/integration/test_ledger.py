@@ -10,18 +10,9 @@ from farm.errors import IdempotencyConflict, LedgerDown, QueueFull, UnknownJob
 from farm.jobs import Hint, JobState, UnitState
 from farm.ledger import Ledger, News, WorkerReport
 from farm.settings import Settings
+from told_clock import Clock
 
 ALICE, BOB = "alice:gpu0#1", "bob:gpu0#1"
-
-
-class Clock:
-    """A clock that goes when told."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -6,18 +6,10 @@ from expanded_jobs import expanded_job
 from farm.errors import UnknownJob
 from farm.ledger import Ledger, WorkerReport
 from farm.settings import Settings
+from told_clock import Clock
 
 ME = "alice:gpu0#1"
 ALL = ("manifest", "webhook", "expire")
-
-
-class Clock:
-    """A clock that goes when told."""
-
-    now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -7,18 +7,10 @@ from farm.catalog import Catalog
 from farm.ledger import Ledger, News, TenantLimits, WorkerReport
 from farm.requests import Priority
 from farm.settings import Settings
+from told_clock import Clock
 
 ALICE, BOB = "alice:gpu0#1", "bob:gpu0#1"
 MODELS = ("scenes", "sd15", "sdxl")
-
-
-class Clock:
-    """A clock that goes when told."""
-
-    now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
