@@ -137,15 +137,16 @@ class Chores:
     # -- the threads that do
 
     def _do(self, chore: Chore) -> None:
+        tell = self._outcome(chore)
+        # Before the ledger hears of it: a chore put off for a moment may come again at once, and we are at it no more.
+        with self._lock:
+            del self._running[chore]
         try:
-            self._outcome(chore)()
+            tell()
         except Exception as error:  # noqa: BLE001  without an answer the chore comes again when its lease has run out
             extra = {"action": "chore_unsettled", **_names(chore)}
             log.warning("A chore comes again, done or not: %s", error, extra=extra)
-        finally:
-            with self._lock:
-                del self._running[chore]
-            self._nudged.set()
+        self._nudged.set()
 
     def _outcome(self, chore: Chore) -> Callable[[], None]:
         """Do a chore; return what to tell the ledger of it."""
