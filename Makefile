@@ -41,8 +41,8 @@ up: $(INSTALLED) ## Start a farm on this machine; Ctrl-C stops it
 	@$(BIN)/python -m cli.main up
 
 test: $(INSTALLED) ## Run all tests that this machine can run
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/unit
-	$(BIN)/python -m pytest -m "not long" tests/integration tests/e2e tests/faults
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow" tests/unit tests/integration
+	$(BIN)/python -m pytest -m "slow and not long" tests/unit tests/integration tests/e2e tests/faults
 
 faults: $(INSTALLED) ## Break real processes in every way that the farm must outlive: some four minutes
 	$(BIN)/python -m pytest tests/faults

@@ -7,13 +7,19 @@ from contextlib import ExitStack
 import pytest
 
 from api.app import create_app
+from api.chores import Chores
 from api_client import Api, api_settings
 
 
 @pytest.fixture(scope="session")
 def _running_api(valkey_server):
-    with Api(create_app(api_settings(valkey_server.url))) as client:
-        yield client
+    with pytest.MonkeyPatch.context() as patch:
+        # It lives as long as the run and shares its Redis with the APIs of other tests: their chores are not its own.
+        patch.setattr(Chores, "_keep_taking", lambda _self: None)
+        client = Api(create_app(api_settings(valkey_server.url)))
+        client.__enter__()
+    yield client
+    client.__exit__(None, None, None)
 
 
 @pytest.fixture
