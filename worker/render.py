@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -90,7 +91,8 @@ class Renderer:
     def render(self, hint: Hint) -> Outcome:
         """Make the image of `hint`, unless the ledger says that it is not ours to make; return what came of it."""
         self._wait_for_room()
-        unit = self._until_redis_answers(lambda: self._ledger.claim(hint, self.name))
+        token = secrets.token_hex(6)  # of this message: an outage may swallow the answer that we have the unit
+        unit = self._until_redis_answers(lambda: self._ledger.claim(hint, self.name, token=token))
         if unit is None:
             return Outcome.DROPPED
         self._on_claim()

@@ -210,8 +210,12 @@ class Ledger(Reports, Servers, Tenants, Chores):
         """Return units handed out more than `older_than_s` ago and claimed by nobody: their messages are lost."""
         return _hints(self._connection.run("rehint", model, older_than_s, limit))
 
-    def claim(self, hint: Hint, worker: str) -> Unit | None:
-        """Grant `worker` a lease on the unit, or None: drop the message (stored, cancelled, held, or stale)."""
+    def claim(self, hint: Hint, worker: str, *, token: str | None = None) -> Unit | None:
+        """Grant `worker` a lease on the unit, or None: drop the message (stored, cancelled, held, or stale).
+
+        Whoever asks again because an answer was lost gives the same `token` (of letters and digits) as before, and is
+        answered the same.
+        """
         header_json, outcome = self._connection.run(
             "claim",
             hint.job,
@@ -219,7 +223,7 @@ class Ledger(Reports, Servers, Tenants, Chores):
             hint.attempt,
             worker,
             self._lease_s,
-            secrets.token_hex(6),
+            token or secrets.token_hex(6),
             _SUSPECT_AFTER_DEATHS,
         )
         if header_json is None:

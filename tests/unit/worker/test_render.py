@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from expanded_jobs import expanded_job
-from farm.errors import Fatal, HubDown, ModelBroken, RenderFailed, StorageDown
+from farm.errors import Fatal, HubDown, LedgerDown, ModelBroken, RenderFailed, StorageDown
 from farm.jobs import Hint, JobState, UnitState
 from farm.ledger import Ledger, WorkerReport
 from farm.recipes import read_recipe
@@ -472,6 +472,21 @@ def test_a_stopping_worker_does_not_wait_for_redis():
     renderer.drain()
     assert outcome.result(5) is Outcome.DROPPED
     ledger.close()
+
+
+def test_a_claim_whose_answer_was_lost_is_ours_all_the_same(renderer, ledger, monkeypatch):
+    """The outage came between the grant and its answer: asking again finds the lease, and no strike comes of it."""
+    job, (hint,) = open_job(ledger)
+    claim = ledger.claim
+
+    def claim_and_lose_the_answer(*args, **options):
+        monkeypatch.setattr(ledger, "claim", claim)
+        assert claim(*args, **options)
+        raise LedgerDown("the connection broke")
+
+    monkeypatch.setattr(ledger, "claim", claim_and_lose_the_answer)
+    assert renderer.render(hint) is Outcome.STORED
+    assert ledger.job(job).retries == 0
 
 
 def test_what_was_finished_while_redis_was_away_is_counted_when_it_is_back(engine, store):
