@@ -23,7 +23,8 @@ def test_a_small_simulation_tells_what_it_saw(tmp_path):
     assert row["retries"] == 0
     assert 1 < row["gpu"]["mean_seats"] <= 8
     assert row["gpu"]["images_per_s"] <= row["gpu"]["offered_images_per_s"] * 1.001
-    assert 3 <= row["redis"]["scripts_per_image"] < 100  # claim, stored and a share of feed
+    # Claimed and stored, and a share of feed; the window is short, so some of its images were claimed before it began.
+    assert 1 < row["redis"]["scripts_per_image"] < 100
     assert row["redis"]["per_image"]["setbit"] >= 0.9
     # Ten bytes and a bit, the rest is what Redis keeps free behind a growing string.
     assert 10 <= row["memory"]["added_bytes_per_image"] < 60
