@@ -150,6 +150,15 @@ def read_telemetry(device: Device) -> Telemetry | None:
     )
 
 
+def driver_version() -> str:
+    """Return the version of the NVIDIA driver, "" where there is none."""
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return ""
+
+
 def _ask(question: Any, *args: Any) -> Any:
     """Return the driver's answer, None where this card has none."""
     try:
