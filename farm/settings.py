@@ -73,6 +73,13 @@ class Settings(BaseSettings):
     )
     worker_models: str = Field("", description="Comma-separated catalog names to serve; empty means all.")
     max_batch: int = Field(8, ge=1, le=64, description="Seats of a lane: images that share one forward pass.")
+    measure_batch: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether lanes' seats are measured, up to FARM_MAX_BATCH: `auto` does so on a GPU.",
+    )
+    tuning_dir: Path | None = Field(
+        None, description="Folder for what is measured on this machine's cards; by default .tuning in FARM_MODELS_DIR."
+    )
     max_resident_models: int = Field(
         0, ge=0, description="Models kept on the device at once, at most; 0 for as many as its memory holds."
     )
