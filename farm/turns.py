@@ -6,10 +6,12 @@ waits for them. It takes another one
 1. beside them, where its device holds both;
 2. when nothing waits for them: the most urgent model that nobody serves, else the one with the longest backlog for
    each of its workers, if one more pays for its load;
-3. although work waits for them, for one of three reasons:
+3. although work waits for them, for one of four reasons:
    - interactive work waits unserved, and what is left is less urgent;
    - a model would otherwise wait unserved for longer than is promised: the worker leaves as late as that allows;
-   - the tenants of a model are behind their share of GPU time by more than turns alone explain.
+   - the tenants of a model are behind their share of GPU time by more than turns alone explain;
+   - another model has so much more to do that with one worker more it still ends no sooner than this one with one
+     less: so one moves on in time, and not all of them when there is nothing left.
 
 The promise. Say the workers take turns, round and round, and model m gets v[m] of their time in each round. Then a
 round of W workers takes P = sum(v) / W, and m is unserved for P - v[m] of it, and until it is loaded. Turns follow the
@@ -168,7 +170,9 @@ class _Turn:
             return oldest
         leads = {model: self._lead(model, leaving) for model, leaving in left.items()}
         if max(leads.values()) <= 1:
-            return None
+            return max(
+                (model for model in left if self._ends_later(model, left[model])), key=self._rest_s, default=None
+            )
         behind = [model for model in unserved if leads.get(model, 0.0) > _BEHIND]
         return behind[0] if behind else max(leads, key=leads.__getitem__)
 
@@ -197,8 +201,10 @@ class _Turn:
         if late_s < 0 or not self._has_paid(leaving):
             return False
         lags_s = [each.lag_s for model, each in self.demand.models.items() if self._has_more_than_whole(model)]
+        is_soon_free = any(self._is_nearly_done(model) for model in self.demand.models)
         return late_s > _LATE * self.round.wait_s or all(
             self._has_more_than_whole(old)
+            and not is_soon_free
             and self.demand.models[old].lag_s <= min(lags_s) + 1  # nobody is further ahead
             and _rank(self.demand.models[old]) >= rank
             and (self.demand.models[old].served_by > 1 or self.me.served_s >= _FULL_TURN * self.round.turn_s[old])
@@ -217,14 +223,42 @@ class _Turn:
         leads = []
         for old in leaving:
             each = self.demand.models[old]
-            if not self._has_more_than_whole(old) or _rank(each) < _rank(wanted):
+            # With nothing queued there is no tenant to compare with, and what is handed out is gone in a moment.
+            if not self._has_more_than_whole(old) or _rank(each) < _rank(wanted) or not each.queued:
                 return 0.0
             swing_s = max(1.0, self.round.swing_s(part) + self.round.swing_s(each.share * self.demand.workers))
             if wanted.served_by:  # nobody is waiting for this, so that it has to pay
                 swing_s = max(swing_s, _SHORTEST_TURN * self.me.load_s(model))
+            if self._is_nearly_done(old):  # to come back for the rest would take as long again
+                swing_s += _SHORTEST_TURN * self.me.load_s(old)
             # What was handed out and not begun is charged already, and comes back when the worker goes.
             leads.append((wanted.lag_s - each.lag_s - each.handed * each.image_s) / swing_s)
         return min(leads)
+
+    def _ends_later(self, model: str, leaving: Collection[str]) -> bool:
+        """Tell whether `model` ends no sooner than what is left even if this worker goes over to it, which has to pay.
+
+        Neither against priority, nor where those who wait for what is left are further behind.
+        """
+        wanted = self.demand.models[model]
+        if not wanted.served_by or not self._has_paid(leaving):
+            return False
+        ends_s = self._rest_s(model) / (wanted.served_by + 1)
+        return ends_s > _SHORTEST_TURN * self.me.load_s(model) and all(
+            _rank(self.demand.models[old]) >= _rank(wanted)
+            and self.demand.models[old].lag_s <= wanted.lag_s + 1
+            and 0 < self._rest_s(old) <= ends_s * (self.demand.models[old].served_by - 1)
+            for old in leaving
+        )
+
+    def _rest_s(self, model: str) -> float:
+        """Return the worker seconds that are left of `model`, as far as they are known."""
+        each = self.demand.models[model]
+        return (each.queued + each.handed) * each.image_s
+
+    def _is_nearly_done(self, model: str) -> bool:
+        """Tell whether less than the shortest turn is left of `model` for its workers: they are free soon."""
+        return self._rest_s(model) <= _SHORTEST_TURN * self.me.load_s(model) * self.demand.models[model].served_by
 
     def _has_paid(self, leaving: Collection[str]) -> bool:
         return self.me.served_s >= _SHORTEST_TURN * max(map(self.me.load_s, leaving))

@@ -60,7 +60,14 @@ class Outcome:
 
     def fewest(self, scenario: Scenario) -> int:
         """Return the fewest switches of any schedule that keeps what was promised."""
-        return fewest_switches(self.spans, scenario.workers, self.promises)
+        return fewest_switches(
+            self.spans,
+            scenario.workers,
+            self.promises,
+            work_s={model: count * image_s(model) for model, count in scenario.images.items()},
+            finished_at=self.finished_at,
+            drain_s=scenario.drain_s,
+        )
 
     def promised(self, since: float, until: float) -> float:
         """Return the longest wait that was promised at some moment of this span of time."""
@@ -181,6 +188,7 @@ class Simulation:
 
     def __init__(self, scenario: Scenario, connect: Callable[[Callable[[], float]], Ledger]) -> None:
         self.now = 0.0
+        self._catalog = Catalog()
         self.outcome = Outcome(gpu_s=dict.fromkeys(WEIGHTS, 0.0))
         self._scenario = scenario
         self._ledger = connect(lambda: 1_800_000_000.0 + self.now)
@@ -196,9 +204,10 @@ class Simulation:
 
     def run(self) -> Outcome:
         """Open the jobs, render all of them, and return what happened."""
-        self._open_jobs()
         for worker in self._workers:
             self._report(worker)
+        self._render_one_of_each()
+        self._open_jobs()
         beats = {worker: n * BEAT_S / len(self._workers) for n, worker in enumerate(self._workers)}
         while any(self._left.values()):
             events = {worker: min(beats[worker], worker.next_event_at) for worker in self._workers}
@@ -217,8 +226,36 @@ class Simulation:
         self.outcome.loading_s = sum(worker.loading_s for worker in self._workers)
         return self.outcome
 
+    def _render_one_of_each(self) -> None:
+        """Render an image of each model before the clock starts: the farm knows what they cost."""
+        worker = self._workers[0].name
+        self._ledger.serve(
+            worker, tuple(LOADS_S), models=tuple(LOADS_S), max_batch=1, version=self._ledger.demand().version
+        )
+        for model in self._scenario.images:
+            self._open(model, "warm-up", 1, Priority.NORMAL)
+            (hint,) = self._ledger.feed(model)
+            assert self._ledger.claim(hint, worker) is not None
+            assert self._ledger.stored(hint, worker, gpu_s=image_s(model), render_s=image_s(model))
+        self._ledger.forget(worker)
+        self._report(self._workers[0])
+
+    def _open(self, model: str, tenant: str, count: int, priority: Priority) -> str:
+        spec = JobSpec(prompts=["a lighthouse"], model=model, num_images_per_prompt=count, priority=priority)
+        job = expand(
+            spec,
+            self._catalog.row(model),
+            job_id=new_job_id(),
+            tenant=tenant,
+            created_at=self.now,
+            drawn_seed=0,
+            max_prompts=1,
+            max_images=count,
+        )
+        return self._ledger.open(job).id
+
     def _open_jobs(self) -> None:
-        catalog, total = Catalog(), sum(WEIGHTS.values())
+        total = sum(WEIGHTS.values())
         for tenant, weight in WEIGHTS.items():
             self._ledger.set_tenant(tenant, TenantLimits(weight=weight))
         for number, (model, images) in enumerate(self._scenario.images.items()):
@@ -229,18 +266,7 @@ class Simulation:
             for tenant, count in parts.items():
                 self._left[model, tenant] = count
                 for priority, part in ((Priority.NORMAL, count // 2), (Priority.BULK, count - count // 2)):
-                    spec = JobSpec(prompts=["a lighthouse"], model=model, num_images_per_prompt=part, priority=priority)
-                    job = expand(
-                        spec,
-                        catalog.row(model),
-                        job_id=new_job_id(),
-                        tenant=tenant,
-                        created_at=self.now,
-                        drawn_seed=0,
-                        max_prompts=1,
-                        max_images=part,
-                    )
-                    self._tenants[self._ledger.open(job).id] = tenant
+                    self._tenants[self._open(model, tenant, part, priority)] = tenant
             self.outcome.spans[model] = (0.0, 0.0)
 
     def _report(self, worker: SimulatedWorker) -> None:
@@ -267,7 +293,8 @@ class Simulation:
             if not self._messages[model]:
                 self._messages[model].extend(self._ledger.feed(model))
             if self._messages[model]:
-                worker.claim(self._messages[model].popleft(), model)
+                if worker.claim(self._messages[model].popleft(), model):
+                    self.outcome.spans[model] = (0.0, self.now)  # until its last image is claimed
             elif not self._choose(worker):
                 return
 
@@ -292,8 +319,6 @@ class Simulation:
         for each in WEIGHTS:
             left = sum(count for (_, whose), count in self._left.items() if whose == each)
             self._is_shared = self._is_shared and left > self._scenario.workers * (self._scenario.seats + _SPARE_CLAIMS)
-        if not any(count for (model, _), count in self._left.items() if model == image.model):
-            self.outcome.spans[image.model] = (0.0, self.now)
 
     def _note_waits(self) -> None:
         for model in self._scenario.images:

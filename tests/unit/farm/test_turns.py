@@ -163,6 +163,42 @@ def test_what_comes_back_from_the_queue_is_not_held_against_a_model():
 # -- whole farms
 
 
+def test_the_last_images_of_a_model_are_not_left_for_later():
+    """Less than two loads of it are finished first, as long as nobody is later than a tenth of the promise for that."""
+    for served_at, last, others in ((48.1, 10, "a"), (48.1, 11, "b"), (60.0, 10, "b")):
+        mine = model(queued=last, served_by=1, top_priority=Priority.NORMAL)
+        waits = model(unserved_since=1000.0 - served_at)
+        assert next_of(demand(a=mine, b=waits), server("a")) == (others,)
+    # And it counts as much when shares call.
+    swing_s = Round.of(demand(a=model(), b=model()), server("a"), WAIT_S).swing_s(0.5) * 2
+    for last, others in ((10, "a"), (11, "b")):
+        ahead = model(queued=last, served_by=1, lag_s=0.0)
+        behind = model(unserved_since=999.0, lag_s=swing_s + 1)
+        assert next_of(demand(a=ahead, b=behind), server("a")) == (others,)
+
+
+def test_nobody_is_called_away_while_another_worker_is_about_to_be_free():
+    """Two seconds are left of what the other one serves; were it more, this one's turn would be over."""
+    for other, choice in ((2, "a"), (200, "b")):
+        late = model(unserved_since=1000.0 - 49, share=1 / 3)
+        mine, theirs = (model(queued=left, served_by=1, share=1 / 3) for left in (200, other))
+        assert next_of(demand(2, a=mine, b=late, c=theirs), server("a", loads=LOADS_S | {"c": 5.0})) == (choice,)
+
+
+def test_who_helps_moves_on_in_time():
+    """With one worker more the other model ends no sooner than this one with one less: then, and not before."""
+    for left, choice in ((51, "a"), (50, "b")):
+        snapshot = demand(3, a=model(queued=left, served_by=2), b=model(queued=100, served_by=1))
+        assert next_of(snapshot, server("a")) == (choice,)
+    # Never the last one, never against priority or shares, nor for less than two loads.
+    alone = demand(2, a=model(queued=1, served_by=1), b=model(queued=1000, served_by=1))
+    lower = demand(3, a=model(queued=50, served_by=2), b=model(served_by=1, top_priority=Priority.BULK))
+    ahead = demand(3, a=model(queued=50, served_by=2, lag_s=3.0), b=model(served_by=1, lag_s=0.0))
+    brief = demand(3, a=model(queued=12, served_by=2), b=model(queued=48, served_by=1))
+    for snapshot in (alone, lower, ahead, brief):
+        assert next_of(snapshot, server("a")) == ("a",)
+
+
 @dataclass
 class Farm:
     """Workers with seats enough and images without end of size: work is a fluid, measured in GPU seconds."""
