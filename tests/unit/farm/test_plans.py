@@ -22,8 +22,8 @@ from farm.plans.plan import BYTES_PER_VALUE
 from farm.plans.published import PUBLISHED
 from farm.plans.sizes import measure
 from farm.weights import BadHeader, TensorInfo, read_header
-from full_size_models import CHECKPOINTS, build, component_names
 from live_memory import live_memory
+from worker.bench.published import CHECKPOINTS, build, component_names
 
 GIB = 1 << 30
 ROWS = {row.name: row for row in Catalog()}

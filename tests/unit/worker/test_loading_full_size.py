@@ -8,8 +8,8 @@ from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpo
 from farm.plans.published import PUBLISHED, find_published
 from farm.weights import TensorInfo, recognise
 from farm.weights.original import split
-from full_size_models import build
 from original_layouts import bfl, comfy_flux, compvis, compvis_2, sgm, stability_sd3_with_text
+from worker.bench.published import build
 from worker.pipelines.bfl import convert_bfl
 from worker.pipelines.single_file import convert
 

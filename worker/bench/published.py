@@ -1,6 +1,7 @@
 """The published models at full size: on the meta device, where no weight takes memory, or with random weights.
 
-The configurations are those that the checkpoints carry in their folders, as far as the classes' defaults differ.
+The configurations are those that the checkpoints carry in their folders, as far as the classes' defaults differ. What
+is made of the networks, and with which words they are fed, is worker/bench/random_weights.py's business.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DMod
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _CLIP_L: Final = {
     "hidden_size": 768,
@@ -144,7 +145,8 @@ _CHECKPOINTS: Final[dict[str, dict[str, Callable[[], torch.nn.Module]]]] = {
         "text_encoder": _clip(_CLIP_L),
         "text_encoder_2": _clip(_CLIP_BIG_G, projected=True),
         "unet": lambda: UNet2DConditionModel(**_SDXL_UNET),
-        "vae": lambda: AutoencoderKL(**{**_VAE, "sample_size": 1024}),
+        # As the catalog's row has it: in the published VAE, which overflows in 16 bits, the flag is set.
+        "vae": lambda: AutoencoderKL(**{**_VAE, "sample_size": 1024, "force_upcast": False}),
     },
     "flux-schnell": {
         "text_encoder": _clip(_CLIP_L),
@@ -177,8 +179,13 @@ _CHECKPOINTS: Final[dict[str, dict[str, Callable[[], torch.nn.Module]]]] = {
 CHECKPOINTS: Final = tuple(_CHECKPOINTS)
 
 
+def builders(checkpoint: str) -> Mapping[str, Callable[[], torch.nn.Module]]:
+    """Return what makes each component of `checkpoint` with weights, by diffusers' names for them."""
+    return _CHECKPOINTS[checkpoint]
+
+
 def component_names(checkpoint: str) -> tuple[str, ...]:
-    """Return the names of the weight-bearing components of `checkpoint`, as diffusers calls them."""
+    """Return the names of the weight-bearing components of `checkpoint`."""
     return tuple(_CHECKPOINTS[checkpoint])
 
 
@@ -187,14 +194,3 @@ def build(checkpoint: str, component: str) -> torch.nn.Module:
     """Return one component at full size on the meta device."""
     with torch.device("meta"):
         return _CHECKPOINTS[checkpoint][component]().eval().requires_grad_(requires_grad=False)
-
-
-def make(checkpoint: str, component: str, *, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
-    """Return one component at full size with random weights, made where it is to be: gigabytes never travel."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            return _CHECKPOINTS[checkpoint][component]().eval().requires_grad_(requires_grad=False)
-    finally:
-        torch.set_default_dtype(before)
