@@ -95,7 +95,7 @@ def _most_useful(models: Mapping[str, ModelDemand], demand: Demand, me: Server, 
         each = models[model]
         if each.unserved_since is not None:
             return is_idle or demand.now - each.unserved_since >= _IDLE_FIRST_S
-        return each.queued * each.image_s > _SHORTEST_TURN * me.load_s(model) * each.served_by
+        return _pays_to_help(each, me.load_s(model))
 
     def urgency(model: str) -> tuple[float, ...]:
         each = models[model]
@@ -220,6 +220,8 @@ class _Turn:
         part = wanted.share * self.demand.workers
         if wanted.served_by >= ceil(part - 1e-6) or not self._has_paid(leaving):
             return 0.0
+        if wanted.served_by and not _pays_to_help(wanted, self.me.load_s(model)):
+            return 0.0
         leads = []
         for old in leaving:
             each = self.demand.models[old]
@@ -267,6 +269,11 @@ class _Turn:
         """Tell whether more workers serve `model` than the whole ones that it is due."""
         each = self.demand.models[model]
         return each.served_by > floor(each.share * self.demand.workers + 1e-6)
+
+
+def _pays_to_help(each: ModelDemand, load_s: float) -> bool:
+    """Tell whether what is queued for a served model takes its workers the shortest turn of one more."""
+    return each.queued * each.image_s > _SHORTEST_TURN * load_s * each.served_by
 
 
 def _rank(each: ModelDemand) -> int:
