@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from worker.sampling.schedules import LATENT_COLUMNS, NOISE_COLUMN, NUM_COLUMNS, NUM_SHALLOW_COLUMNS
+from worker.uploads import upload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,17 +76,19 @@ class Histories:
         if not slots:
             return
         self._weights.fill(0.0)
-        for slot, call, schedule, drawn in zip(slots, calls, schedules, noise, strict=True):
+        for slot, call, schedule in zip(slots, calls, schedules, strict=True):
             self._weights[slot, 0] = schedule.column_weights[call]
-            if drawn is not None:
-                self._rows[slot][NOISE_COLUMN].copy_(drawn.flatten())
         pairs = list(zip(slots, calls, strict=True))
-        beside = [self._column(slot, call) + 1 for slot, call in pairs]
-        self._write(slots, beside, predictions.to(torch.float32).flatten(1).unbind(0))
+        noisy = [slot for slot, drawn in zip(slots, noise, strict=True) if drawn is not None]
+        self._write(
+            [*slots, *noisy],
+            [*(self._column(slot, call) + 1 for slot, call in pairs), *[NOISE_COLUMN] * len(noisy)],
+            [*predictions.to(torch.float32).flatten(1).unbind(0), *self._uploaded(noise)],
+        )
 
         # All slots, empty ones too: the product has one shape for ever, hence the same bits in any company. The second
         # one adds exact zeros to shallow runs, so that it may be left out when there are no others.
-        weights = torch.from_numpy(self._weights).to(self._columns.device)
+        weights = upload(torch.from_numpy(self._weights), self._columns.device)
         near, far = slice(NUM_SHALLOW_COLUMNS), slice(NUM_SHALLOW_COLUMNS, None)
         torch.bmm(weights[:, :, near], self._columns[:, near], out=self._products)
         if not all(schedule.is_shallow for schedule in schedules):
@@ -94,6 +97,13 @@ class Histories:
         self._write(slots, following, [self._product_rows[slot] for slot in slots])
         for slot, call in pairs:
             self._made[slot] = call + 1
+
+    def _uploaded(self, noise: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor]:
+        """Return what was drawn as rows on the device, all in one copy."""
+        drawn = [each.flatten() for each in noise if each is not None]
+        if not drawn or self._columns.device.type == "cpu":
+            return drawn
+        return upload(torch.stack(drawn), self._columns.device).unbind(0)
 
     def _column(self, slot: int, call: int) -> int:
         """Return which column holds the latents before `call`; the prediction's stands beside it."""
