@@ -1,0 +1,117 @@
+"""Times steps of ever larger batches, within a few seconds: what one more seat costs on the device at hand.
+
+Owns when to go on, when to stop and what one forward of a measurement is. Nobody's latents, generators or conditioning
+are changed by it. The clock is an argument, and a step is one: tests put a device in whose times they know.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from worker.failures import is_out_of_memory
+from worker.pipelines.base import Ride
+from worker.tuning.curves import End, StepCurve, batches_up_to
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from worker.pipelines.base import Pipeline
+    from worker.seat import Seat
+
+ROUNDS: Final = 3
+"""Timed steps of each batch, of which the median counts, after one that is not timed: it finds kernels and memory."""
+BUDGET_S: Final = 6.0
+"""How long measuring may take. A step that is under way then is finished, so it is this and one step more at most."""
+GAIN: Final = 0.01
+"""More images per second than this a larger batch must bring, or the one after it, for still larger ones to be tried.
+
+Kernels work on tiles, so that some odd batch may bring nothing although the next one does.
+"""
+_DRY_SPELL: Final = 2
+
+
+def measure(
+    step: Callable[[int], None],
+    *,
+    bound: int,
+    rounds: int = ROUNDS,
+    budget_s: float = BUDGET_S,
+    clock: Callable[[], float] = time.perf_counter,
+) -> StepCurve:
+    """Return what `step` takes for batches from 1 up to `bound`; it makes a step of so many seats and waits for it.
+
+    Running out of memory ends it and is no error. Raises whatever else a step raises.
+    """
+    deadline_s = clock() + budget_s
+    times_ms: dict[int, list[float]] = {}
+    end = End.BOUND
+    for batch in batches_up_to(bound):
+        if times_ms and clock() + _expected_s(times_ms, batch, rounds) > deadline_s:
+            end = End.TIME
+            break
+        try:
+            samples = _time(step, batch, rounds, clock, deadline_s)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            end = End.MEMORY
+            break
+        if samples is None:
+            end = End.TIME
+            break
+        times_ms[batch] = samples
+        if batch < bound and _has_flattened(times_ms, bound):
+            end = End.FLAT
+            break
+    return StepCurve.of(times_ms, end=end, bound=bound)
+
+
+def _time(
+    step: Callable[[int], None], batch: int, rounds: int, clock: Callable[[], float], deadline_s: float
+) -> list[float] | None:
+    """Return the milliseconds of `rounds` steps after a first one; None when time is up before."""
+    step(batch)
+    samples: list[float] = []
+    while len(samples) < rounds:
+        began_s = clock()
+        if began_s >= deadline_s:
+            return None
+        step(batch)
+        samples.append(1000 * (clock() - began_s))
+    return samples
+
+
+def _expected_s(times_ms: dict[int, list[float]], batch: int, rounds: int) -> float:
+    """Return how long a batch takes at most, if no seat costs more than it did in the last one."""
+    last = max(times_ms)
+    return (rounds + 1) * max(times_ms[last]) / 1000 * batch / last
+
+
+def _has_flattened(times_ms: dict[int, list[float]], bound: int) -> bool:
+    """Return whether the last few batches brought next to nothing."""
+    curve = StepCurve.of(times_ms, end=End.FLAT, bound=bound)
+    rates = [curve.rate(batch) for batch in curve.step_ms]
+    earlier, late = rates[:-_DRY_SPELL], rates[-_DRY_SPELL:]
+    return bool(earlier) and max(late) < (1 + GAIN) * max(earlier)
+
+
+def steps_of(pipeline: Pipeline, seat: Seat, *, synchronise: Callable[[], None]) -> Callable[[int], None]:
+    """Return a step of so many seats like `seat`, whose run has begun: same size, words and ControlNets, other latents.
+
+    A call in the middle of its run counts: ControlNets may be silent at the ends.
+    """
+    shape = pipeline.latent_shape(seat.unit.height, seat.unit.width)
+    noise = torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(0)).to(pipeline.device)
+    call = seat.calls // 2
+    ride = Ride(
+        seat.conditioning, float(seat.schedule.timesteps[call]), seat.unit.cfg_scale, call, seat.calls, seat.channels
+    )
+
+    def step(batch: int) -> None:
+        pipeline.predict(noise.repeat(batch, 1, 1, 1), [ride] * batch, guided=seat.key.guided, batch_shape=None)
+        synchronise()
+
+    return step
