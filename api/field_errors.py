@@ -11,7 +11,16 @@ from typing import Any, Final
 
 from pydantic import BaseModel, Field
 
-from farm.requests import ControlNetSpec, HiresSpec, JobSpec, LoraSpec, Output, PromptSpec, WebhookSpec
+from farm.requests import (
+    AccelerationSpec,
+    ControlNetSpec,
+    HiresSpec,
+    JobSpec,
+    LoraSpec,
+    Output,
+    PromptSpec,
+    WebhookSpec,
+)
 
 MAX_ERRORS: Final = 20
 """Errors that one answer lists; it says how many more there are."""
@@ -37,6 +46,13 @@ _FOREIGN_NAMES: Final = {
     "text": "prompt",
     "negative": "negative_prompt",
     "metadata": "labels",
+    "guidance_end": "acceleration",
+    "deep_cache_interval": "acceleration",
+    "first_block_cache": "acceleration",
+    "end_percent": "guidance_end",
+    "cutoff_step_ratio": "guidance_end",
+    "cache_interval": "deep_cache_interval",
+    "residual_diff_threshold": "first_block_cache",
     "output_format": "output",
     "format": "output",
 }
@@ -181,6 +197,8 @@ def _known_fields(loc: Sequence[object]) -> list[str] | None:
             model = ControlNetSpec
         case (*_, "hires"):
             model = HiresSpec
+        case (*_, "acceleration"):
+            model = AccelerationSpec
     return None if model is None else list(model.model_fields)
 
 
@@ -195,7 +213,7 @@ def _bounds_of(*models: type[BaseModel]) -> dict[str, tuple[float, float]]:
     return bounds
 
 
-_BOUNDS: Final = _bounds_of(JobSpec, PromptSpec, Output)
+_BOUNDS: Final = _bounds_of(JobSpec, PromptSpec, Output, AccelerationSpec)
 
 
 def nul_in(document: object) -> str | None:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import fields
 from typing import Any, Final
 
+from farm.acceleration import acceleration_of
 from farm.catalog import ModelRow
 from farm.errors import Refused
 from farm.jobs import ControlNet, Entry, ExpandedJob, Header, Hires, Picture, Run, Unit
@@ -139,6 +140,7 @@ def _entry(
             value=mask_image,
         )
     hires = asked("hires")
+    is_guided = (true_cfg or 1.0) > 1 if row.guidance == "embedded" else guidance > 1
     return Entry(
         prompt=prompt,
         negative_prompt=asked("negative_prompt"),
@@ -146,7 +148,7 @@ def _entry(
         seed=seed,
         num_inference_steps=steps,
         guidance_scale=guidance,
-        guided=(true_cfg or 1.0) > 1 if row.guidance == "embedded" else guidance > 1,
+        guided=is_guided,
         scheduler=find_scheduler(
             asked("scheduler") or row.scheduler, group=row.scheduler_group, field_name=field_of("scheduler")
         ).name,
@@ -163,6 +165,7 @@ def _entry(
             for i, net in enumerate(asked("controlnets"))
         ),
         hires=None if hires is None else _hires(hires, row, width, height, steps=steps, at=field_of("hires")),
+        acceleration=acceleration_of(asked("acceleration"), row, is_guided=is_guided, at=field_of("acceleration")),
     )
 
 

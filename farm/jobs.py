@@ -37,6 +37,35 @@ class Hires(NamedTuple):
     upscaler: Literal["latent", "lanczos"]
 
 
+class Acceleration(NamedTuple):
+    """What a picture gives up to be made sooner; by default nothing."""
+
+    guidance_start: float = 0.0  # shares of a run's model calls
+    guidance_end: float = 1.0
+    first_block_cache: float = 0.0  # the largest change that skips a transformer's other blocks; 0: none does
+    deep_cache_interval: int = 1  # of so many calls of a UNet one is whole
+
+    def is_guiding(self, call: int, calls: int) -> bool:
+        """Return whether `call` of `calls`, counted from 0, is guided where the picture is; rounded as ControlNets'."""
+        return call / calls >= self.guidance_start and (call + 1) / calls <= self.guidance_end
+
+    @property
+    def approximations(self) -> tuple[str, ...]:
+        """What it changes in the picture, in words for the recipe."""
+        told = []
+        if (self.guidance_start, self.guidance_end) != (0, 1):
+            told.append(f"guided from {self.guidance_start:g} to {self.guidance_end:g} of the run")
+        if self.first_block_cache:
+            told.append(f"first-block cache at {self.first_block_cache:g}")
+        if self.deep_cache_interval > 1:
+            told.append(f"deep features kept for {self.deep_cache_interval} calls")
+        return tuple(told)
+
+
+EXACT: Final = Acceleration()
+"""Nothing given up."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
     """What one picture is made of, every parameter resolved; nothing of which job asked for it.
@@ -61,6 +90,7 @@ class Picture:
     strength: float = 1.0
     controlnets: tuple[ControlNet, ...] = ()
     hires: Hires | None = None
+    acceleration: Acceleration = EXACT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

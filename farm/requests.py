@@ -113,6 +113,29 @@ class HiresSpec(BaseModel):
     )
 
 
+class AccelerationSpec(BaseModel):
+    """What a picture gives up to be made sooner; each is off unless asked for, and told in the recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    guidance_start: Share = Field(0.0, description="Share of the run after which it is guided.")
+    guidance_end: Share = Field(
+        1.0, description="Share of the run after which it is guided no more: the rest runs without a negative row."
+    )
+    first_block_cache: Share = Field(
+        0.0,
+        description="Threshold of diffusers' FirstBlockCacheConfig, say 0.1: the other blocks are skipped where the"
+        " first one's residual has changed by no more than this share. 0: off. Flux only.",
+    )
+    deep_cache_interval: int = Field(
+        1,
+        ge=1,
+        le=MAX_STEPS,
+        description="DeepCache's cache_interval: the whole UNet runs every so many calls, in between only its outermost"
+        " blocks. 1: off. UNets only (sd15, sdxl).",
+    )
+
+
 WebhookEvent = Literal["job.started", "job.done", "job.failed", "job.cancelled"]
 
 
@@ -149,6 +172,7 @@ class PromptSpec(BaseModel):
     strength: Strength | None = None
     controlnets: tuple[ControlNetSpec, ...] | None = Field(None, max_length=4)
     hires: HiresSpec | None = None
+    acceleration: AccelerationSpec | None = None
 
 
 class JobSpec(BaseModel):
@@ -176,6 +200,9 @@ class JobSpec(BaseModel):
     strength: Strength | None = None
     controlnets: tuple[ControlNetSpec, ...] = Field((), max_length=4)
     hires: HiresSpec | None = None
+    acceleration: AccelerationSpec = Field(
+        AccelerationSpec(), description="What the pictures give up to be made sooner; nothing by default."
+    )
     output: Output = Output()
     priority: Priority = Priority.NORMAL
     reproducibility: Reproducibility = Reproducibility.FAST

@@ -332,7 +332,7 @@ class Engine:
             warnings=(*seat.warnings, *finished.warnings),
             lora_hashes=dict(pipeline.lora_hashes),
             inversion_hashes=seat.inversion_hashes,
-            approximations=pipeline.approximations,
+            approximations=(*pipeline.approximations, *seat.unit.acceleration.approximations),
             upscaled=finished.upscaled,
             upscaler_hash=finished.upscaler_hash,
             nsfw=finished.nsfw,

@@ -19,7 +19,7 @@ from worker.sampling import Histories, NoiseSource, OwnSteps, schedule_for
 from worker.starts import start
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator
+    from collections.abc import Container, Hashable, Iterator
 
     import numpy as np
 
@@ -74,12 +74,10 @@ class Runs:
         scales = pack([seat.schedule.input_scale[seat.call] for seat in seats], pipeline.device)
         latents = histories.current(slots, calls) * scales.view(-1, *[1] * len(histories.shape))
         predictions = torch.empty_like(latents)
-        for places in _by_form(seats):
+        rides = [_ride(seat) for seat in seats]
+        for places in _forwards(seats, rides, is_padded=batch_shape is not None):
             predictions[places] = pipeline.predict(
-                latents[places],
-                [_ride(seats[place]) for place in places],
-                guided=key.guided,
-                batch_shape=batch_shape,
+                latents[places], [rides[place] for place in places], guided=key.guided, batch_shape=batch_shape
             )
         # The forward has succeeded; only now does anything change. Own steps and noise of the latest call are kept, so
         # that a repetition neither steps nor draws again.
@@ -146,11 +144,23 @@ def _flaw_of(latents: torch.Tensor) -> str | None:
 
 def _ride(seat: Seat) -> Ride:
     timestep = float(seat.schedule.timesteps[seat.call])
-    return Ride(seat.conditioning, timestep, seat.unit.cfg_scale, seat.call, seat.calls, seat.channels)
+    return Ride(
+        seat.conditioning,
+        timestep,
+        seat.unit.cfg_scale,
+        seat.call,
+        seat.calls,
+        seat.channels,
+        is_guided=seat.unit.acceleration.is_guiding(seat.call, seat.calls),
+    )
 
 
-def _by_form(seats: list[Seat]) -> Iterator[list[int]]:
-    """Yield the places of seats that can share a forward, form by form, in order within each."""
-    forms = {seat.form: None for seat in seats}
-    for form in forms:
-        yield [place for place, seat in enumerate(seats) if seat.form == form]
+def _forwards(seats: list[Seat], rides: list[Ride], *, is_padded: bool) -> Iterator[list[int]]:
+    """Yield the places of seats that can share a forward, in order within each.
+
+    What seats are padded to is one shape, with negative rows or without: whose guidance has ended goes apart.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for place, (seat, ride) in enumerate(zip(seats, rides, strict=True)):
+        groups.setdefault((seat.form, is_padded and ride.is_guided), []).append(place)
+    yield from groups.values()

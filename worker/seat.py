@@ -121,7 +121,7 @@ class Rendered:
     warnings: tuple[str, ...]
     lora_hashes: Mapping[str, str] = field(default_factory=dict)  # sha256 of the files, hex, by name
     inversion_hashes: Mapping[str, str] = field(default_factory=dict)  # likewise, of textual inversions
-    approximations: tuple[str, ...] = ()  # what the memory plan changes in the picture
+    approximations: tuple[str, ...] = ()  # what the memory plan or the job changes in the picture
     upscaled: np.ndarray | None = None  # uint8 [factor * h, factor * w, 3], where a model enlarged it
     upscaler_hash: str = ""  # sha256 of that model's file, hex
     nsfw: bool | None = None  # what the safety checker said, where it was asked

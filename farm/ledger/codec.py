@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from typing import Any, Final
 
-from farm.jobs import ControlNet, Entry, Header, Hires, Run
+from farm.jobs import EXACT, Acceleration, ControlNet, Entry, Header, Hires, Run
 from farm.prompts import Lora
 from farm.requests import Output, Priority, Reproducibility, WebhookSpec
 
@@ -73,4 +73,5 @@ def _entry(document: dict[str, Any]) -> Entry:
     document["loras"] = tuple(Lora(*lora) for lora in document["loras"])
     document["controlnets"] = tuple(ControlNet(*net) for net in document["controlnets"])
     document["hires"] = None if document["hires"] is None else Hires(*document["hires"])
+    document["acceleration"] = Acceleration(*document.get("acceleration", EXACT))  # jobs of an older farm have none
     return Entry(**document)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from farm.errors import Refused
-from farm.recipes.infotext import HIRES_UPSCALERS, Infotext
+from farm.jobs import EXACT
+from farm.recipes.infotext import ACCELERATION_LABELS, HIRES_UPSCALERS, Infotext
 
 if TYPE_CHECKING:
     from farm.prompts import Lora
@@ -48,6 +49,8 @@ def job_of_recipe(recipe: Recipe, *, model_loras: Sequence[Lora] = ()) -> dict[s
         body["mask_image"] = recipe.mask_image
     if recipe.controlnets:
         body["controlnets"] = [net._asdict() for net in recipe.controlnets]
+    if recipe.acceleration != EXACT:
+        body["acceleration"] = recipe.acceleration._asdict()
     if (hires := recipe.hires) is not None:
         body["hires"] = {
             # The job asks for a factor, and sides are rounded to what the model renders: this one rounds to both.
@@ -102,6 +105,10 @@ def job_of_infotext(told: Infotext) -> tuple[dict[str, Any], list[str]]:
         "height": height,
         "clip_skip": None if skip is None else max(0, skip - 1),
         "hires": hires,
+        "acceleration": {
+            field: value for field, label in ACCELERATION_LABELS.items() if (value := take(label, _number)) is not None
+        }
+        or None,
     }
     if (distilled := take("Distilled CFG Scale", float)) is not None:
         if found["guidance_scale"] not in (None, 1.0):
@@ -133,6 +140,11 @@ def _hires(
         "upscaler": names.get(upscaler, "latent"),
     }
     return {name: value for name, value in hires.items() if value is not None}, remarks
+
+
+def _number(text: str) -> float:
+    """Read a number, whole where it is."""
+    return int(text) if text.isdecimal() else float(text)
 
 
 def _size(text: str) -> tuple[int, int]:

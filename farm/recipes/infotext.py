@@ -18,14 +18,25 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from farm.errors import Refused
+from farm.jobs import EXACT
 from farm.schedulers import find_scheduler
 
 if TYPE_CHECKING:
-    from farm.jobs import ControlNet
+    from farm.jobs import Acceleration, ControlNet
     from farm.recipes.recipe import Recipe
 
 HIRES_UPSCALERS: Final[Mapping[str, str]] = MappingProxyType({"latent": "Latent", "lanczos": "Lanczos"})
 """A1111's names for the ways to enlarge that we know."""
+
+ACCELERATION_LABELS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "guidance_start": "Guidance start",
+        "guidance_end": "Guidance end",
+        "first_block_cache": "First block cache",
+        "deep_cache_interval": "DeepCache interval",
+    }
+)
+"""What an acceleration is called there; A1111 has no names for it."""
 
 _NEGATIVE: Final = "Negative prompt:"
 _SHORT_MODEL_HASH: Final = 10  # hex digits that A1111 shows
@@ -77,6 +88,7 @@ def _parameters(recipe: Recipe) -> Iterator[tuple[str, object]]:
             yield "Hires resize", f"{hires.width}x{hires.height}"
         yield "Hires steps", hires.num_inference_steps
         yield "Hires upscaler", HIRES_UPSCALERS[hires.upscaler]
+    yield from _acceleration(recipe.acceleration)
     for number, net in enumerate(recipe.controlnets):
         yield f"ControlNet {number}", _controlnet(net)
     yield from _file_hashes(recipe)
@@ -86,6 +98,13 @@ def _parameters(recipe: Recipe) -> Iterator[tuple[str, object]]:
         yield "Postprocess upscale by", recipe.output.upscale
         yield "Postprocess upscaler", recipe.output.upscaler
     yield "Version", f"diffusion-farm {recipe.farm_version}"
+
+
+def _acceleration(acceleration: Acceleration) -> Iterator[tuple[str, object]]:
+    """Yield what was given up for speed."""
+    for field, label in ACCELERATION_LABELS.items():
+        if (value := getattr(acceleration, field)) != getattr(EXACT, field):
+            yield label, f"{value:g}"
 
 
 def _file_hashes(recipe: Recipe) -> Iterator[tuple[str, object]]:

@@ -37,7 +37,7 @@ class Recipe(Picture):
     device: str  # its kind
     dtype: str
     upscaler_sha256: str = ""  # of an upscaler's file, where one made this file
-    approximations: tuple[str, ...] = ()  # what the memory plan changes in the picture: quantised weights, VAE tiles
+    approximations: tuple[str, ...] = ()  # what makes it differ from the model's own: quantised weights, caches
     batch_shape: int | None = None  # seats that every forward was padded to; None under `fast`
     nsfw: bool | None = None  # what the safety checker said; None when it was not asked
     farm_version: str

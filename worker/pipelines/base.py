@@ -7,9 +7,11 @@ are on its own device.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 
 import torch
+
+from worker.uploads import upload_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
@@ -58,6 +60,7 @@ class Ride(NamedTuple):
     call: int  # model calls made before, of `calls` in all
     calls: int
     channels: torch.Tensor | None = None  # [1, c, h/8, w/8], what the denoiser takes beside the latents
+    is_guided: bool = True  # whether its negative prompt is run as well, in a forward that is guided
 
 
 class Pipeline(Protocol):
@@ -129,8 +132,8 @@ class Pipeline(Protocol):
     ) -> torch.Tensor:
         """Return the guided prediction of every seat, float32 [seats, *latent_shape].
 
-        `latents` float32 [seats, *latent_shape], scaled for the model; all `rides` are of one form. With `batch_shape`
-        the forward runs as if for that many seats.
+        `latents` float32 [seats, *latent_shape], scaled for the model; all `rides` are of one form. Nobody is guided
+        unless the forward is. With `batch_shape` it runs as if for that many seats, of which all or none are guided.
         """
 
     def encode_image(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -148,20 +151,52 @@ def conv_layout(device: torch.device) -> torch.memory_format:
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
-def pad_rows(rows: torch.Tensor, num_rows: int | None) -> torch.Tensor:
-    """Return `rows` [n, …] with its first row repeated at the end until there are `num_rows` (None: as they are)."""
-    if num_rows is None or len(rows) == num_rows:
-        return rows
-    return torch.cat([rows, rows[:1].expand(num_rows - len(rows), *rows.shape[1:])])
+class Sides(NamedTuple):
+    """Whose rows a forward has, as places among its rides: first the negatives of those who are guided, then prompts.
+
+    Either is padded with its first, where a forward has a fixed shape.
+    """
+
+    without: tuple[int, ...]
+    toward: tuple[int, ...]
+
+    @classmethod
+    def of(cls, rides: Sequence[Ride], *, guided: bool, batch_shape: int | None) -> Self:
+        """Return the sides of a forward for `rides`."""
+        without = [place for place, ride in enumerate(rides) if guided and ride.is_guided]
+        return cls(_padded(without, batch_shape), _padded(range(len(rides)), batch_shape))
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The place of every row's ride."""
+        return (*self.without, *self.toward)
+
+    def spread(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return what is one row per ride, [rides, …], as the forward takes it, [rows, …]."""
+        each = rows.split(1)
+        return torch.cat([each[place] for place in self.rows])
+
+
+def _padded(places: Sequence[int], num_rows: int | None) -> tuple[int, ...]:
+    missing = num_rows - len(places) if places and num_rows is not None else 0
+    return (*places, *[places[0]] * missing) if missing else tuple(places)
 
 
 def pack(values: Sequence[float], device: torch.device) -> torch.Tensor:
     """Return one float32 number per seat, [seats], on `device`."""
-    return torch.tensor(values, dtype=torch.float32).to(device)
+    return upload_numbers(values, device)
 
 
-def guide(without: torch.Tensor, toward: torch.Tensor, rides: Sequence[Ride]) -> torch.Tensor:
-    """Combine predictions for negative prompt and prompt, [>= seats, …] each, by each ride's own scale."""
-    scales = pack([ride.cfg_scale for ride in rides], toward.device).view(-1, *[1] * (toward.dim() - 1))
-    without, toward = without[: len(rides)].float(), toward[: len(rides)].float()
-    return without + scales * (toward - without)
+def guide(output: torch.Tensor, sides: Sides, rides: Sequence[Ride]) -> torch.Tensor:
+    """Combine a forward's rows to one float32 prediction per ride, [rides, …], each guided by its own scale."""
+    toward = output[len(sides.without) :][: len(rides)].float()
+    if not sides.without:
+        return toward
+    guided = [place for place, ride in enumerate(rides) if ride.is_guided]
+    scales = pack([rides[place].cfg_scale for place in guided], toward.device).view(-1, *[1] * (toward.dim() - 1))
+    without = output[: len(guided)].float()
+    if len(guided) == len(rides):
+        return without + scales * (toward - without)
+    combined = toward.clone()  # the output may be the module's own memory
+    combined[guided] = without + scales * (toward[guided] - without)
+    return combined

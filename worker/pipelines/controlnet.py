@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from farm.errors import Fatal, HubDown, RenderFailed
 from farm.weights import Hub, Weights
-from worker.pipelines.base import conv_layout, pack, pad_rows
+from worker.pipelines.base import conv_layout, pack
 from worker.pipelines.parts import load_part
 from worker.pipelines.pixels import control_tensor
 
@@ -76,16 +76,15 @@ class ControlNets:
     def residuals(
         self,
         rides: Sequence[Ride],
+        places: Sequence[int],
         latents: torch.Tensor,
         timesteps: torch.Tensor,
-        *,
-        num_rows: int | None,
         **texts: Any,
     ) -> Residuals:
         """Run the ControlNets of `rides`, which all have the same, and return their sum.
 
-        `latents` and `timesteps` are those of all rows, one side of them or two when guided, each padded to `num_rows`;
-        `texts` is what the UNet is told of the words.
+        `places` say which ride each row is of; `latents` and `timesteps` are those of all rows, `texts` is what the
+        UNet is told of the words.
         """
         total = Residuals()
         for place, first in enumerate(rides[0].conditioning.controls):
@@ -93,13 +92,11 @@ class ControlNets:
             strengths = [control.scale(ride.call, ride.calls) for control, ride in zip(controls, rides, strict=True)]
             if not any(strengths):
                 continue
-            images = pad_rows(torch.cat([control.image for control in controls]), num_rows)
-            scales = pad_rows(pack(strengths, latents.device), num_rows).to(latents.dtype)
-            sides = len(latents) // len(images)
+            images = torch.cat([controls[row].image for row in places])
+            scales = pack([strengths[row] for row in places], latents.device).to(latents.dtype).view(-1, 1, 1, 1)
             down, middle = self._net(first.spec.model)(
-                latents, timesteps, controlnet_cond=torch.cat([images] * sides), return_dict=False, **texts
+                latents, timesteps, controlnet_cond=images, return_dict=False, **texts
             )
-            scales = torch.cat([scales] * sides).view(-1, 1, 1, 1)
             total = _add(total, [sample * scales for sample in down], middle * scales)
         return total
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 import torch
 
 from farm.errors import RenderFailed
-from worker.pipelines.base import Encoded, guide, pack, pad_rows
+from worker.pipelines.base import Encoded, Sides, guide, pack
 from worker.pipelines.latent import LatentModel
 from worker.text.clip import ClipText
 from worker.text.t5 import T5Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from farm.jobs import Unit
     from worker.pipelines.base import Inputs, Ride
@@ -144,29 +144,21 @@ class FlowModel(LatentModel):
     def predict(
         self, latents: torch.Tensor, rides: Sequence[Ride], *, guided: bool, batch_shape: int | None
     ) -> torch.Tensor:
-        """Run the transformer once: rows [negative of all seats, prompt of all seats] when guided, else [prompts]."""
+        """Run the transformer once: rows [negatives of those who are guided, prompts of all]."""
         conditionings: list[Conditioning] = [ride.conditioning for ride in rides]
-        sides = [[conditioning.prompt for conditioning in conditionings]]
-        if guided:
-            sides.insert(0, [conditioning.negative for conditioning in conditionings if conditioning.negative])
-
-        def rows(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-            """Return one side's rows for all sides, padded."""
-            return torch.cat([pad_rows(tensor, batch_shape) for tensor in tensors])
-
+        sides = Sides.of(rides, guided=guided, batch_shape=batch_shape)
+        negatives = [conditionings[place].negative for place in sides.without]
+        texts = [text for text in negatives if text] + [conditionings[place].prompt for place in sides.toward]
         output = self._denoise(
             Rows(
-                latents=rows([latents.to(self.dtype)] * len(sides)),
-                timesteps=rows([pack([ride.timestep for ride in rides], self.device)] * len(sides)),
-                guidance_scales=rows([pack([each.guidance_scale for each in conditionings], self.device)] * len(sides)),
-                states=rows(torch.cat([text.states for text in side]) for side in sides),
-                pooled=rows(torch.cat([text.pooled for text in side]) for side in sides),
+                latents=sides.spread(latents.to(self.dtype)),
+                timesteps=pack([rides[place].timestep for place in sides.rows], self.device),
+                guidance_scales=pack([conditionings[place].guidance_scale for place in sides.rows], self.device),
+                states=torch.cat([text.states for text in texts]),
+                pooled=torch.cat([text.pooled for text in texts]),
             )
         )
-        if not guided:
-            return output[: len(rides)].float()
-        without, toward = output.chunk(2)
-        return guide(without, toward, rides)
+        return guide(output, sides, rides)
 
     @abstractmethod
     def _denoise(self, rows: Rows) -> torch.Tensor:

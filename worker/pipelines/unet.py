@@ -14,7 +14,7 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 
 from farm.errors import RenderFailed
-from worker.pipelines.base import conv_layout, guide, pack, pad_rows
+from worker.pipelines.base import Sides, conv_layout, guide, pack
 from worker.pipelines.controlnet import Residuals
 from worker.pipelines.latent import LatentModel, Loaded
 from worker.text.clip import ClipText, EncodedTexts, Layer, encode_texts
@@ -113,51 +113,46 @@ class UnetModel(LatentModel):
     def predict(
         self, latents: torch.Tensor, rides: Sequence[Ride], *, guided: bool, batch_shape: int | None
     ) -> torch.Tensor:
-        """Run the UNet once: rows [negative of all seats, prompt of all seats] when guided, else [prompt of all]."""
-        latents = pad_rows(latents.to(self.dtype), batch_shape)
-        timesteps = pad_rows(pack([ride.timestep for ride in rides], self.device), batch_shape)
-        words = _stack([ride.conditioning.prompt for ride in rides], batch_shape)
-        if guided:
-            words = _stack([_stack([ride.conditioning.negative for ride in rides], batch_shape), words])
-            latents = torch.cat([latents, latents])
-            timesteps = torch.cat([timesteps, timesteps])
+        """Run the UNet once: rows [negatives of those who are guided, prompts of all]."""
+        sides = Sides.of(rides, guided=guided, batch_shape=batch_shape)
+        latents = sides.spread(latents.to(self.dtype))
+        timesteps = pack([rides[place].timestep for place in sides.rows], self.device)
+        words = _stack(
+            [rides[place].conditioning.negative for place in sides.without]
+            + [rides[place].conditioning.prompt for place in sides.toward]
+        )
         steered = Residuals()
         if self._controlnets is not None:
             steered = self._controlnets.residuals(
                 rides,
+                sides.rows,
                 latents,
                 timesteps,
-                num_rows=batch_shape,
                 encoder_hidden_states=words.states,
                 added_cond_kwargs=words.added or None,
             )
         if self.takes_mask:
-            channels = pad_rows(
-                torch.cat([ride.channels for ride in rides if ride.channels is not None]), batch_shape
-            ).to(self.dtype)
-            latents = torch.cat([latents, torch.cat([channels] * (2 if guided else 1))], dim=1)
+            channels = torch.cat([ride.channels for ride in rides if ride.channels is not None])
+            latents = torch.cat([latents, sides.spread(channels.to(self.dtype))], dim=1)
         output: torch.Tensor = self._unet(
             latents.contiguous(memory_format=self._layout),
             timesteps,
             encoder_hidden_states=words.states,
-            timestep_cond=self._embed_guidance(rides, batch_shape),
+            timestep_cond=self._embed_guidance([rides[place].cfg_scale for place in sides.rows]),
             added_cond_kwargs=words.added or None,
             down_block_additional_residuals=steered.down,
             mid_block_additional_residual=steered.middle,
             return_dict=False,
         )[0]
-        if not guided:
-            return output[: len(rides)].float()
-        without, toward = output.chunk(2)
-        return guide(without, toward, rides)
+        return guide(output, sides, rides)
 
-    def _embed_guidance(self, rides: Sequence[Ride], batch_shape: int | None) -> torch.Tensor | None:
-        """Return the guidance scales as a distilled UNet takes them, [rows, dim]; None for other UNets."""
+    def _embed_guidance(self, scales: Sequence[float]) -> torch.Tensor | None:
+        """Return one guidance scale per row as a distilled UNet takes them, [rows, dim]; None for other UNets."""
         if self._guidance_dim is None:
             return None
-        scales = pack([ride.cfg_scale - 1 for ride in rides], self.device)
-        embedding = get_timestep_embedding(scales * 1000, self._guidance_dim)
-        return pad_rows(embedding.to(self.dtype), batch_shape)
+        less_one = pack([scale - 1 for scale in scales], self.device)
+        embedding: torch.Tensor = get_timestep_embedding(less_one * 1000, self._guidance_dim)
+        return embedding.to(self.dtype)
 
 
 def form_of(texts: EncodedTexts, conditioning: Conditioning) -> Hashable:
@@ -165,9 +160,9 @@ def form_of(texts: EncodedTexts, conditioning: Conditioning) -> Hashable:
     return (texts.num_chunks, *(control.spec.model for control in conditioning.controls))
 
 
-def _stack(rows: Sequence[Words], num_rows: int | None = None) -> Words:
-    """Join `rows`, which have the same additions, to one with a batch dimension; padded as in `pad_rows`."""
+def _stack(rows: Sequence[Words]) -> Words:
+    """Join `rows`, which have the same additions, to one with a batch dimension."""
     return Words(
-        pad_rows(torch.cat([row.states for row in rows]), num_rows),
-        {name: pad_rows(torch.cat([row.added[name] for row in rows]), num_rows) for name in rows[0].added},
+        torch.cat([row.states for row in rows]),
+        {name: torch.cat([row.added[name] for row in rows]) for name in rows[0].added},
     )

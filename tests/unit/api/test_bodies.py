@@ -10,7 +10,7 @@ from api.bodies import _JSON_STRING, parse_job_spec
 from api.field_errors import echo, nul_in
 from api.problems import HttpProblem
 from farm.errors import Refused
-from farm.requests import ControlNetSpec, HiresSpec, JobSpec, PromptSpec
+from farm.requests import AccelerationSpec, ControlNetSpec, HiresSpec, JobSpec, PromptSpec
 
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
@@ -131,6 +131,7 @@ def test_commas_and_brackets_in_prompts_are_no_parts(end):
     control |= {"conditioning_scale": 1, "guidance_start": 0, "guidance_end": 0.5}
     every["controlnets"] = [control] * 4
     every["hires"] = {"scale": 2, "strength": 0.5, "num_inference_steps": 5, "upscaler": "latent"}
+    every["acceleration"] = dict.fromkeys(AccelerationSpec.model_fields, 1)
     prompts = [{"prompt": f"{n} [a], {{b}}, " * 20 + end + "x", **every} for n in range(3_000)]
     assert set(prompts[0]) == set(PromptSpec.model_fields)
     assert set(control) == set(ControlNetSpec.model_fields)

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from farm.catalog import Catalog
 from farm.errors import Refused
 from farm.expand import expand
-from farm.jobs import ControlNet, Hires, Picture
+from farm.jobs import Acceleration, ControlNet, Hires, Picture
 from farm.prompts import Lora
 from farm.recipes import (
     NoRecipe,
@@ -72,6 +72,7 @@ recipes = st.builds(
         st.builds(ControlNet, st.text(max_size=9), st.text(max_size=9), *[st.floats(0, 1)] * 3), max_size=2
     ).map(tuple),
     hires=st.none() | st.builds(Hires, st.just(128), st.just(96), st.floats(0.1, 1), st.just(9), st.just("lanczos")),
+    acceleration=st.builds(Acceleration, st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.integers(1, 9)),
     model=st.sampled_from(["scenes", "sdxl-base"]),
     reproducibility=st.sampled_from(Reproducibility),
     output=st.builds(
@@ -235,6 +236,19 @@ def test_infotext_tells_all_that_a_picture_may_have():
     assert "Hires resize: 128x112," in infotext(replace(full, hires=Hires(128, 112, 0.5, 9, "lanczos")))
 
 
+def test_infotext_tells_what_was_given_up_and_the_job_asks_for_it_again():
+    """An acceleration has no names at A1111's; ours are read back as what they mean, and nothing else is told."""
+    recipe = replace(RECIPE, acceleration=Acceleration(0.1, 0.6, deep_cache_interval=3))
+    assert ", Guidance start: 0.1, Guidance end: 0.6, DeepCache interval: 3, Model hash" in infotext(recipe)
+    assert "Guidance" not in infotext(RECIPE)
+    body, remarks = job_of_infotext(read_infotext(infotext(recipe)))
+    assert body["acceleration"] == {"guidance_start": 0.1, "guidance_end": 0.6, "deep_cache_interval": 3}
+    assert remarks == []
+    assert "acceleration" not in job_of_infotext(read_infotext(infotext(RECIPE)))[0]
+    assert job_of_recipe(recipe)["acceleration"]["guidance_end"] == 0.6
+    assert "acceleration" not in job_of_recipe(RECIPE)
+
+
 @pytest.mark.parametrize(
     ("guided", "true_cfg_scale", "told"),
     [
@@ -300,11 +314,16 @@ def test_a1111s_pngs_are_read():
 
 
 pictures = st.builds(
-    lambda loras, hires, **given: {
+    lambda loras, hires, acceleration, **given: {
         "model": "scenes",
         "loras": [{"name": name, "weight": weight} for name, weight in loras.items()],
         **({"hires": hires} if hires else {}),
         **given,
+        "acceleration": {
+            **acceleration,
+            # Without guidance there is none to end.
+            "guidance_end": acceleration["guidance_end"] if given["guidance_scale"] > 1 else 1.0,
+        },
     },
     prompts=st.tuples(
         st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<>"), min_size=1, max_size=40).map(
@@ -326,6 +345,7 @@ pictures = st.builds(
     | st.fixed_dictionaries(
         {"scale": st.floats(1.1, 4), "strength": st.floats(0.1, 1), "num_inference_steps": st.integers(10, 50)}
     ),
+    acceleration=st.fixed_dictionaries({"guidance_end": st.floats(0.1, 1), "deep_cache_interval": st.integers(1, 5)}),
 )
 
 

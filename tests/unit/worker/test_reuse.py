@@ -10,7 +10,7 @@ import torch
 
 from farm.catalog import Catalog, ControlNetRow, LoraRow
 from farm.errors import Fatal, StorageDown
-from farm.jobs import ControlNet, Hires, Picture
+from farm.jobs import Acceleration, ControlNet, Hires, Picture
 from farm.prompts import Lora
 from farm.requests import Output
 from farm.storage import content_key
@@ -81,6 +81,7 @@ CHANGES = {
     "strength": 0.5,
     "controlnets": (ControlNet("canny", "uploads/a.png"),),
     "hires": Hires(32, 32, 0.5, 3, "latent"),
+    "acceleration": Acceleration(guidance_end=0.5),
 }
 
 
