@@ -123,11 +123,13 @@ _SD35_MEDIUM: Final = {
 
 
 def _clip(config: dict[str, Any], *, projected: bool = False) -> Callable[[], torch.nn.Module]:
-    return lambda: (CLIPTextModelWithProjection if projected else CLIPTextModel)(CLIPTextConfig(**config))
+    cls: Callable[[CLIPTextConfig], torch.nn.Module] = CLIPTextModelWithProjection if projected else CLIPTextModel
+    return lambda: cls(CLIPTextConfig(**config))
 
 
 def _t5() -> torch.nn.Module:
-    return T5EncoderModel(T5Config(**_T5_XXL))
+    encoder: torch.nn.Module = T5EncoderModel(T5Config(**_T5_XXL))
+    return encoder
 
 
 _CHECKPOINTS: Final[dict[str, dict[str, Callable[[], torch.nn.Module]]]] = {
@@ -193,4 +195,5 @@ def component_names(checkpoint: str) -> tuple[str, ...]:
 def build(checkpoint: str, component: str) -> torch.nn.Module:
     """Return one component at full size on the meta device."""
     with torch.device("meta"):
-        return _CHECKPOINTS[checkpoint][component]().eval().requires_grad_(requires_grad=False)
+        network = _CHECKPOINTS[checkpoint][component]()
+    return network.eval().requires_grad_(requires_grad=False)

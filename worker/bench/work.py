@@ -5,7 +5,6 @@ Networks are on the meta device, where nothing is computed and no weight takes m
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,7 +40,7 @@ class Work:
 def work_of(networks: Mapping[str, Any], row: ModelRow, *, width: int, height: int) -> Work:
     """Count the work of an image of `width` x `height` pixels.
 
-    `networks` are the model's parts with weights, by diffusers' names, on the meta device (`on_meta`).
+    `networks` are the model's parts with weights, by diffusers' names, on the meta device.
     """
     vae = networks["vae"]
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -61,15 +60,6 @@ def tflop_of(forward: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         forward()
     return float(counter.get_total_flops()) / _TERA
-
-
-def on_meta(network: torch.nn.Module) -> torch.nn.Module:
-    """Return a copy of `network` without weights, as the library makes it from its config: no hooks, no patches."""
-    with torch.device("meta"):
-        config = copy.deepcopy(network.config)
-        cls: Any = type(network)
-        made: torch.nn.Module = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
-    return made.eval().requires_grad_(requires_grad=False)
 
 
 def _encoding(encoder: Any, num_t5_tokens: int) -> float:

@@ -1,0 +1,336 @@
+"""What is measured of one model, in which order, and what becomes of each number.
+
+A measurement that fails leaves its reason, and the others their numbers; one above the card's ceiling is refused.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from farm.errors import Fatal
+from farm.plans import Where
+from worker.bench import table
+from worker.bench.ceilings import AboveCeilingError
+from worker.bench.disk import DiskModel
+from worker.bench.memory import TorchMemory, cap, measure_phases
+from worker.bench.random_weights import RandomModel
+from worker.bench.reference import measure_reference
+from worker.bench.startup import measure_startup
+from worker.bench.sweep import NotFullError, Rate, measure_closed, measure_mixed, measure_rate
+from worker.bench.units import native_unit
+from worker.bench.whole_farm import measure_farm
+from worker.residents import free_cached_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from farm.plans import Plan
+    from farm.settings import Settings
+    from worker.bench.ceilings import Ceilings
+    from worker.bench.energy import PowerDriver
+    from worker.bench.results import ResultFile
+    from worker.bench.voice import Voice
+    from worker.bench.work import Work
+    from worker.pipelines.latent import LatentModel
+
+Subject = RandomModel | DiskModel
+
+_GIB: Final = 1 << 30
+WITHIN: Final = 0.03
+"""The best batch is the smallest whose rate is within this of the best."""
+_RISE: Final = 1.01
+_PATIENCE: Final = 2
+"""Larger batches are not tried when so many in a row have not brought another percent."""
+_FARM_S: Final = 60.0
+_FARM_ROUNDS: Final = (4, 16)
+"""The job that the whole farm is measured with takes some minute, within so many batches."""
+_ROOM: Final = 1.1
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is to be measured beyond batches."""
+
+    batches: Sequence[int]
+    seconds: float  # of a window, at least
+    compare: bool = True
+    compiled: bool = False
+    mixed: bool = True
+    startup: bool = False
+    end_to_end: bool = False
+    memory_bytes: int | None = None  # of a smaller card that this one is to pass for
+    label: str = ""  # what sets these results apart from others of the same model
+    scratch: Path | None = None  # where weights are written
+
+
+class ModelRun:
+    """The measurements of one model."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        wishes: Wishes,
+        ceilings: Ceilings,
+        *,
+        settings: Settings,
+        results: ResultFile,
+        voice: Voice,
+        power: PowerDriver | None,
+    ) -> None:
+        self._subject = subject
+        self._row = subject.row
+        self._wishes = wishes
+        self._ceilings = ceilings
+        self._settings = settings
+        self._results = results
+        self._voice = voice
+        self._power = power
+        words = [self._row.name]
+        words += [] if wishes.memory_bytes is None else [f"in {wishes.memory_bytes / _GIB:g} GiB"]
+        self._section = " ".join([*words, wishes.label]).strip()
+        self._problems: list[str] = []
+        self._rates: dict[int, Rate] = {}
+        self._best = 0
+        self._plan: Plan
+        self._pipeline: LatentModel
+        self._work: Work
+
+    def measure(self) -> list[str]:
+        """Measure all that is wished for; return what went wrong."""
+        wishes = self._wishes
+        if not self._attempt("loading", self._load):
+            return self._problems
+        self._attempt("batches", self._sweep)
+        steps: list[tuple[str, bool, Callable[[], None]]] = [
+            ("mixed load", wishes.mixed, self._mix),
+            ("memory", wishes.memory_bytes is not None, self._phases),
+            ("the farm's job on the bare engine", wishes.end_to_end, self._close),
+            # From here on the card is others'.
+            ("unloading", True, self._unload),
+            ("diffusers", wishes.compare, self._compare),
+            ("start-up and whole farm", wishes.startup or wishes.end_to_end, self._from_disk),
+        ]
+        for name, is_wished, step in steps:
+            if is_wished and (self._best or step == self._unload):
+                self._attempt(name, step)
+        self._voice.table(self._section, *table.sweep(self._known))
+        return self._problems
+
+    @property
+    def _known(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._results.document["models"].get(self._section, {})
+        return found
+
+    def _put(self, *keys: str, value: Any) -> None:
+        self._results.put("models", self._section, *keys, value=value)
+
+    def _attempt(self, name: str, step: Callable[[], None]) -> bool:
+        """Do one step; return whether it went well. A failure is told, and kept beside the numbers."""
+        try:
+            with self._voice.stage(f"{self._section}: {name}"):
+                step()
+        except AboveCeilingError as error:
+            self._tell("refused", name, str(error))
+        except Exception as error:  # noqa: BLE001  the other measurements are worth having
+            self._tell("failed", name, f"{type(error).__name__}: {error}")
+        else:
+            return True
+        return False
+
+    def _tell(self, kind: str, name: str, reason: str) -> None:
+        self._put(kind, name, value=reason)
+        self._problems.append(f"{self._section}, {name}: {reason}")
+        self._voice.fail(f"{name} {kind}: {reason}")
+
+    def _load(self) -> None:
+        wishes, subject = self._wishes, self._subject
+        if wishes.memory_bytes is not None:
+            cap(subject.device.torch, wishes.memory_bytes)
+        self._plan = subject.plan(wishes.memory_bytes)
+        self._pipeline = subject.load(wishes.memory_bytes)
+        self._work = subject.work()
+        unit = native_unit(self._row, 0)
+        self._results.begin(
+            self._section,
+            {
+                "model": self._row.name,
+                "weights": subject.weights,
+                "width": unit.width,
+                "height": unit.height,
+                "num_inference_steps": unit.num_inference_steps,
+                "guided": unit.guided,
+                "guidance_scale": unit.guidance_scale,
+                "scheduler": unit.scheduler,
+                "dtype": str(self._pipeline.dtype).removeprefix("torch."),
+                "plan": self._plan.summary,
+                "approximations": list(self._pipeline.approximations),
+            },
+        )
+        work = {"step_tflop": self._work.step, "decode_tflop": self._work.decode, "encode_tflop": self._work.encode}
+        self._put("work", value={name: round(tflop, 5) for name, tflop in work.items()})
+        self._voice.note(f"{subject.weights} weights, {self._plan.summary}")
+
+    def _sweep(self) -> None:
+        """Measure each batch size until memory, or the rise of the rate, ends."""
+        self._put("batches", value={})
+        num_lazy = 0
+        for batch in self._wishes.batches:
+            try:
+                rate = measure_rate(self._pipeline, self._row, batch, seconds=self._wishes.seconds, power=self._power)
+                found = self._judged(rate)
+            except NotFullError as error:
+                self._put("batches", str(batch), value={"skipped": str(error)})
+                self._voice.note(f"batch {batch}: {error}")
+                break
+            except AboveCeilingError as error:
+                self._tell("refused", f"batch {batch}", str(error))
+                continue
+            self._put("batches", str(batch), value=found)
+            self._voice.note(f"batch {batch}: {_in_words(found)}")
+            fastest = max((each.images_per_s for each in self._rates.values()), default=0.0)
+            num_lazy = 0 if rate.images_per_s > _RISE * fastest else num_lazy + 1
+            self._rates[batch] = rate
+            if num_lazy == _PATIENCE:
+                break
+        if self._rates:
+            self._best = best_of({batch: rate.images_per_s for batch, rate in self._rates.items()})
+            self._put("best_batch", value=self._best)
+
+    def _judged(self, rate: Rate) -> dict[str, Any]:
+        """Return a rate as the file has it. Raises AboveCeilingError."""
+        tflop = self._work.image(calls=rate.calls, guided=native_unit(self._row, 0).guided)
+        return {
+            "images_per_s": round(rate.images_per_s, 4),
+            "step_ms": round(rate.step_ms, 3),
+            "decode_ms": round(rate.decode_ms, 2),
+            "tflop_per_image": round(tflop, 4),
+            "share_of_ceiling": round(self._share(tflop * rate.images_per_s), 4),
+            "peak_memory_gib": None if rate.peak_bytes is None else round(rate.peak_bytes / _GIB, 2),
+            "joules_per_image": None if rate.energy is None else round(rate.energy.joules / rate.images, 2),
+            "energy_source": None if rate.energy is None else rate.energy.source,
+            "images": rate.images,
+            "seconds": round(rate.seconds, 2),
+        }
+
+    def _share(self, tflops: float) -> float:
+        adds_in_fp16 = bool(torch.backends.cuda.matmul.allow_fp16_accumulation)
+        return self._ceilings.share(tflops, self._pipeline.dtype, fp16_accumulation=adds_in_fp16)
+
+    def _mix(self) -> None:
+        """Measure a mixed load, as work a second beside the work a second of the best batch of one kind."""
+        uniform = self._known["batches"][str(self._best)]
+        images = ceil(self._wishes.seconds * uniform["images_per_s"])
+        mixed = measure_mixed(self._pipeline, self._row, self._work, self._best, images=images)
+        self._share(mixed.tflops)
+        share = mixed.tflops / (uniform["images_per_s"] * uniform["tflop_per_image"])
+        self._put(
+            "mixed",
+            value={
+                "batch": self._best,
+                "images_per_s": round(mixed.images / mixed.seconds, 4),
+                "tflop_per_s": round(mixed.tflops, 4),
+                "share_of_uniform": round(share, 4),
+                "images": mixed.images,
+                "seconds": round(mixed.seconds, 2),
+            },
+        )
+        self._voice.note(f"{share:.0%} of the rate of the best batch of one kind")
+
+    def _phases(self) -> None:
+        found = measure_phases(self._pipeline, self._row, self._plan, TorchMemory(self._pipeline.device))
+        self._put("memory", value=found)
+        for phase, sizes in found.items():
+            self._voice.note(f"{phase}: planned {sizes['planned_gib']} GiB, measured {sizes['measured_gib']} GiB")
+
+    def _close(self) -> None:
+        images_per_s = measure_closed(self._pipeline, self._row, self._best, images=self._farm_images)
+        self._put("end_to_end", value={"images": self._farm_images, "engine_images_per_s": round(images_per_s, 4)})
+
+    def _unload(self) -> None:
+        del self._pipeline
+        gc.collect()
+        free_cached_memory()
+
+    def _compare(self) -> None:
+        """Measure diffusers' pipeline, one image at a time and in our best batch, and the ratios."""
+        if any(part.is_lossy or part.where is not Where.RESIDENT for part in self._plan.components):
+            raise Fatal(f"diffusers' pipeline is measured whole on the card, and the plan is: {self._plan.summary}")
+        dtype = getattr(torch, self._known["workload"]["dtype"])
+        pipeline = self._subject.reference(dtype)
+        ours = self._rates[self._best].images_per_s
+        kinds = {"one at a time": (1, False), "same batch": (self._best, False)}
+        if self._wishes.compiled:
+            kinds["compiled, same batch"] = (self._best, True)
+        self._put("diffusers", value={})
+        for name, (batch, compiled) in kinds.items():
+            rate = measure_reference(pipeline, self._row, batch=batch, compiled=compiled)
+            found = {"batch": batch, "images_per_s": round(rate, 4), "ratio": round(ours / rate, 4)}
+            self._put("diffusers", name, value=found)
+            self._voice.note(f"{name}: {rate:.3f} images/s; ours is {ours / rate:.2f} times that")
+        del pipeline
+        gc.collect()
+        free_cached_memory()
+
+    @property
+    def _farm_images(self) -> int:
+        low, high = _FARM_ROUNDS
+        rounds = ceil(_FARM_S * self._rates[self._best].images_per_s / self._best)
+        return self._best * min(max(rounds, low), high)
+
+    def _from_disk(self) -> None:
+        """Measure what begins with files, in processes of their own."""
+        with self._on_disk() as (folder, weights):
+            env = {"FARM_MODELS_DIR": str(folder), "FARM_DEVICE": self._subject.device.torch.type}
+            if self._wishes.startup:
+                steps = self._row.num_inference_steps
+                found = measure_startup(self._row.name, steps=steps, weights=weights, env=env)
+                self._put("startup", value=found)
+                for name, seconds in found.items():
+                    self._voice.note(f"first image of a {name} worker after {seconds['first_image_s']} s")
+            if self._wishes.end_to_end:
+                self._measure_farm(env)
+
+    def _measure_farm(self, env: dict[str, str]) -> None:
+        with tempfile.TemporaryDirectory() as logs:
+            images = self._farm_images
+            rate = measure_farm(self._row, batch=self._best, images=images, settings=env, logs=Path(logs))
+        bare = self._known["end_to_end"]["engine_images_per_s"]
+        self._put("end_to_end", "farm_images_per_s", value=round(rate, 4))
+        self._put("end_to_end", "ratio", value=round(rate / bare, 4))
+        self._voice.note(f"the whole farm: {rate:.3f} images/s, {rate / bare:.1%} of the bare engine's")
+
+    @contextmanager
+    def _on_disk(self) -> Iterator[tuple[Path, list[Path]]]:
+        """Yield a models folder with this model, and its files; random weights are written for as long."""
+        if isinstance(self._subject, DiskModel):
+            yield self._settings.models_dir.resolve(), list(self._subject.files.weights.values())
+            return
+        dtype = getattr(torch, self._known["workload"]["dtype"])
+        with tempfile.TemporaryDirectory(dir=self._wishes.scratch) as name:
+            folder = Path(name)
+            needed = _ROOM * self._subject.num_values * dtype.itemsize
+            if (free := shutil.disk_usage(folder).free) < needed:
+                raise Fatal(f"its weights take {needed / _GIB:.0f} GiB and {folder} has {free / _GIB:.0f}: --scratch")
+            self._subject.write(folder, dtype)
+            free_cached_memory()
+            yield folder, list(DiskModel(self._row, folder, self._subject.device).files.weights.values())
+
+
+def best_of(rates: dict[int, float]) -> int:
+    """Return the smallest batch whose rate is within three percent of the best."""
+    return min(batch for batch, rate in rates.items() if rate >= (1 - WITHIN) * max(rates.values()))
+
+
+def _in_words(found: dict[str, Any]) -> str:
+    words = f"{found['images_per_s']:.3f} images/s, {found['share_of_ceiling']:.1%} of the ceiling"
+    joules = found["joules_per_image"]
+    return words if joules is None else f"{words}, {joules:.0f} J an image"
