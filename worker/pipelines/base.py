@@ -87,6 +87,10 @@ class Pipeline(Protocol):
         """What it computes in."""
 
     @property
+    def architecture(self) -> str:
+        """What its steps cost by, beside their shapes: a name that it shares with all models of its build."""
+
+    @property
     def max_batch(self) -> int | None:
         """A cap on seats of a lane, from the catalog or the memory plan."""
 

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from farm.errors import RenderFailed
+from farm.plans import Where
 from worker.lora import LoraLibrary, LoraPatch
 from worker.pipelines.base import NO_INPUTS
 from worker.pipelines.vae import ImageCoder
 from worker.pipelines.visits import Visits, encode_ahead
 from worker.sampling import TimestepOptions
 from worker.text.cache import EmbeddingCache
+from worker.tuning.cost import architecture_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -80,6 +82,11 @@ class LatentModel(ABC):
         self.device_name = loaded.device_name
         self.dtype = loaded.dtype
         self.max_batch = loaded.max_batch
+        self.architecture = architecture_of(
+            self.family,
+            loaded.parts[self.denoiser],
+            where=loaded.placement.plan.component(self.denoiser).where if loaded.placement else Where.RESIDENT,
+        )
         self.approximations: tuple[str, ...] = loaded.placement.plan.approximations if loaded.placement else ()
         self.scheduler_config: Mapping[str, Any] = loaded.scheduler_config
         adaptable = {

@@ -51,13 +51,15 @@ class StepCurve:
         return 1000 * batch / self.step_ms[batch]
 
     def answers(self, bound: int) -> bool:
-        """Whether it says what is best up to `bound`: it does not where it was not allowed to go on, or had no time."""
+        """Whether it says what is best up to `bound`: it does not where it could not go on, or had no time."""
         match self.end:
             case End.TIME:
                 return False
             case End.BOUND:
                 return bound <= self.bound
-            case End.FLAT | End.MEMORY:
+            case End.MEMORY:
+                return bound <= max(self.step_ms, default=0)
+            case End.FLAT:
                 return True
 
     def as_json(self) -> dict[str, Any]:
