@@ -101,7 +101,7 @@ def test_ending_early_loses_next_to_nothing(fixed_ms, per_seat_ms, bound):
 
 def test_a_batch_that_would_take_too_long_is_not_begun():
     """Where two seats were slow, three are not tried in the time that is left."""
-    device = SimulatedDevice(lambda batch: 450.0 * batch)
+    device = SimulatedDevice(lambda batch: 800.0 * batch)
     curve = measured(device)
     assert device.tried == [1, 2]
     assert curve.end is End.TIME
