@@ -291,6 +291,14 @@ def plan_model(
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def bench(context: typer.Context) -> None:
+    """Measure this card: its ceilings, models against them and against diffusers, a whole farm; --help tells all."""
+    from cli.bench import run_bench  # noqa: PLC0415  the servers' wheels are an extra
+
+    raise typer.Exit(run_bench(context.args))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def worker(context: typer.Context) -> None:
     """Run the workers of this machine for a farm elsewhere (FARM_REDIS_URL and FARM_S3_… say where)."""
     command = python_module("worker.launcher", *context.args)

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m worker.bench", description="Measure this card.")
+    parser = argparse.ArgumentParser(prog="farm bench", description="Measure this card.")
     add = parser.add_argument
     add("--models", metavar="NAMES", help="models of the catalog, separated by commas; none for the card alone")
     add("--batches", metavar="SIZES", help="batch sizes, separated by commas")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import diffusers
 import torch
+from accelerate import init_empty_weights
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from farm.plans import ModelSizes, plan_for_row
@@ -107,9 +108,9 @@ class RandomModel:
         family = family_class(self.row.family)
         networks = {}
         for name, build in self._builders.items():
-            network = make(build, device=device, dtype=load_dtype(plan, name))
             # Placement expects what a loader gives it: weights in RAM where the plan does not keep them on the card.
-            networks[name] = network if loads_on_device(plan, name) else network.cpu()
+            make_it = make if loads_on_device(plan, name) else make_in_ram
+            networks[name] = make_it(build, device=device, dtype=load_dtype(plan, name))
         return family(
             Loaded(
                 name=self.row.name,
@@ -156,6 +157,33 @@ def make(build: Callable[[], torch.nn.Module], *, device: torch.device, dtype: t
     """Return a network with random weights, made where and as what it is to be: gigabytes never travel."""
     with _default_dtype(dtype), torch.device(device):
         return build().eval().requires_grad_(requires_grad=False)
+
+
+def make_in_ram(build: Callable[[], torch.nn.Module], *, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    """Return a network in RAM, its weights drawn on the device one by one: it may be too large for that as a whole.
+
+    Drawn as torch's own layers do it, which takes a CPU minutes: matrices evenly within 1 / sqrt(inputs).
+    """
+    with init_empty_weights(include_buffers=False):
+        network = build().eval().to(dtype)
+    made: dict[int, torch.nn.Parameter] = {}
+    for module in network.modules():
+        for name, parameter in module._parameters.items():  # noqa: SLF001  the only place where a weight can be replaced
+            if parameter is not None:
+                # Some networks have one weight under two names.
+                twin = made.setdefault(id(parameter), _drawn(parameter, name, device, dtype))
+                module._parameters[name] = twin  # noqa: SLF001
+    return network
+
+
+def _drawn(parameter: torch.nn.Parameter, name: str, device: torch.device, dtype: torch.dtype) -> torch.nn.Parameter:
+    values = torch.zeros(parameter.shape, device=device, dtype=dtype)
+    if values.dim() > 1:
+        bound = (values[0].numel()) ** -0.5
+        values.uniform_(-bound, bound)
+    elif name == "weight":  # of a norm
+        values.fill_(1)
+    return torch.nn.Parameter(values.cpu(), requires_grad=False)
 
 
 def tokenizers_of(networks: Mapping[str, Any]) -> dict[str, Any]:

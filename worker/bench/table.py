@@ -20,9 +20,9 @@ _SUMMARY: Final = (
     "batch",
     "images/s",
     "of the ceiling",
-    "× diffusers, one at a time",
-    "× diffusers, same batch",
-    "mixed load",
+    "× diffusers",
+    "same batch",
+    "mixed",
     "J/image",
 )
 
