@@ -129,7 +129,7 @@ class Upkeep:
             log.info("took %d units of a predecessor back", returned, extra={"action": "node_reaped"})
         report = self._describe()
         # A worker that claims nothing reads no queue: its seats must not be counted on.
-        self._ledger.report(
+        sent_at = self._ledger.report(
             report if self._renderer.is_claiming else report.model_copy(update={"models": (), "serving": ()})
         )
         # Leases that ran out while Redis was away, or frozen, are not their holders' fault: when it is back, as at our
@@ -137,7 +137,7 @@ class Upkeep:
         if self._clock() - self._beat_at_s > self._lease_s * _CUT_OFF:
             self._reap_from_s = self._clock() + self._lease_s
         if self._clock() >= self._reap_from_s:
-            self._ledger.reap()
+            self._ledger.reap(as_of=sent_at)
         self.find_work(choose=True)
         self._rehint()
         self._beat_at_s = self._clock()

@@ -279,12 +279,13 @@ class Ledger(Reports, Servers, Tenants, Chores):
         )
         return outcome
 
-    def reap(self) -> int:
+    def reap(self, *, as_of: float | None = None) -> int:
         """Take back units whose lease has expired, and let those wait no longer whose delay is over.
 
-        Returns how many leases had expired.
+        Leases that ended after `as_of`, a Unix time of the ledger's clock, are left alone: a call that was held up by an
+        outage would be there before the renewals that were held up as well. Returns how many leases had expired.
         """
-        return self._reap("", "")
+        return self._reap("", "", as_of)
 
     def reap_node(self, node: str, *, keep: str) -> int:
         """Take back at once all units of the node's earlier processes; `keep` is the present one.
@@ -293,8 +294,9 @@ class Ledger(Reports, Servers, Tenants, Chores):
         """
         return self._reap(node, keep)
 
-    def _reap(self, node: str, keep: str) -> int:
-        again, failed = self._connection.run("reap", self._max_attempts, _REAP_LIMIT, node, keep, self.alive_s)
+    def _reap(self, node: str, keep: str, as_of: float | None = None) -> int:
+        until = "" if as_of is None else as_of
+        again, failed = self._connection.run("reap", self._max_attempts, _REAP_LIMIT, node, keep, self.alive_s, until)
         return int(again) + int(failed)
 
     def _entry(self, header: Header, base: Entry, index: int) -> Entry:

@@ -28,9 +28,13 @@ class Servers:
         """Seconds after its last heartbeat that a worker is still taken for alive."""
         return self._alive_s
 
-    def report(self, report: WorkerReport) -> None:
-        """Note a heartbeat. Units are handed out for the models that live workers serve."""
-        stamped = report.model_copy(update={"seen_at": self._connection.now()})
+    def report(self, report: WorkerReport) -> float:
+        """Note a heartbeat; return when it was sent, by the ledger's clock.
+
+        Units are handed out for the models that live workers serve.
+        """
+        sent_at = self._connection.now()
+        stamped = report.model_copy(update={"seen_at": sent_at})
         self._connection.run(
             "report",
             report.name,
@@ -41,6 +45,7 @@ class Servers:
             ",".join(report.models if report.serving is None else report.serving),
             _FORGET_WORKER_S,
         )
+        return sent_at
 
     def forget(self, worker: str) -> None:
         """Remove a worker that stops in good order."""

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from fake_http import answering
+from farm.errors import StorageDown
 from faulty import LEASE_S, MAX_BATCH
 
 pytestmark = pytest.mark.slow
@@ -16,10 +17,21 @@ pytestmark = pytest.mark.slow
 
 @contextmanager
 def killed(farm):
-    """Kill the server; start it again at the end."""
+    """Kill the server; start it again at the end, which is when it stores again: its parts have to find each other."""
     farm.s3.kill()
     yield
     farm.s3.start()
+    farm.wait(lambda: can_store(farm.store))
+
+
+def can_store(store):
+    """Tell whether the server takes an object."""
+    try:
+        store.put("probe", b"", "text/plain")
+    except StorageDown:
+        return False
+    store.delete_many(["probe"])
+    return True
 
 
 @contextmanager

@@ -141,6 +141,20 @@ def test_a_message_nobody_sent_is_dropped(ledger, clock):
         assert ledger.claim(forged, ALICE) is None
 
 
+def test_a_reaper_that_was_held_up_takes_nothing_that_ended_meanwhile(ledger, clock):
+    """An outage holds a call up for longer than a lease: the renewals that it held up too are still in time."""
+    ledger.open(job_of(clock))
+    assert ledger.report(report(ALICE)) == clock.now
+    (hint,) = ledger.feed("scenes")
+    ledger.claim(hint, ALICE)
+    sent_at = clock.now + 5
+    clock.now += 20
+    assert ledger.reap(as_of=sent_at) == 0
+    assert ledger.renew(ALICE, [hint]) == frozenset()
+    clock.now += 20
+    assert ledger.reap(as_of=clock.now + 99) == 1
+
+
 def test_an_expired_lease_goes_back_and_its_holder_is_fenced(ledger, clock):
     """A frozen worker that wakes up after its lease finds its unit gone and counts nothing."""
     ledger.open(job_of(clock))

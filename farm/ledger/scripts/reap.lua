@@ -1,8 +1,10 @@
 -- Take expired leases back, or, with a node given, all leases of the node's earlier processes; let units that were told
 -- to wait go on; forget workers that are silent.
--- ARGV: now, max attempts, limit, node or '', worker to keep, seconds a silent worker counts as alive
+-- ARGV: now, max attempts, limit, node or '', worker to keep, seconds a silent worker counts as alive,
+--       until when leases must have ended, or '' for now
 -- Returns {units back in the queue, units failed}
 local at, max_attempts, limit = now(), tonumber(ARGV[2]), tonumber(ARGV[3])
+local ended = math.min(at, tonumber(ARGV[7]) or at)
 local result = { again = 0, failed = 0, cancelled = 0 }
 
 local function take_back(member, reason)
@@ -11,7 +13,7 @@ local function take_back(member, reason)
 end
 
 if ARGV[4] == '' then
-  for _, member in ipairs(redis.call('ZRANGE', P .. 'leases', '-inf', at, 'BYSCORE', 'LIMIT', 0, limit)) do
+  for _, member in ipairs(redis.call('ZRANGE', P .. 'leases', '-inf', ended, 'BYSCORE', 'LIMIT', 0, limit)) do
     local _, worker = flight_of(member)
     take_back(member, 'lease of ' .. worker .. ' expired')
   end
@@ -25,7 +27,7 @@ if ARGV[4] == '' then
       tell_of_work(facts.model)
     end
   end
-  drop_silent_servers(at, tonumber(ARGV[6]))
+  drop_silent_servers(ended, tonumber(ARGV[6]))
 else
   local prefix = ARGV[4] .. '#'
   for _, worker in ipairs(redis.call('SMEMBERS', P .. 'holders')) do

@@ -291,6 +291,30 @@ def test_leases_are_kept_while_everything_else_hangs():
         worker.app.close()
 
 
+def test_what_ends_while_a_beat_is_held_up_is_not_reaped_by_it():
+    """The network hangs between a beat's report and its reaping; both it and a renewal come through later."""
+    with valkey() as server:
+        worker = Worker(server.url)
+        worker.open_job(1)
+        worker.ledger.report(report(OTHER))
+        (hint,) = worker.ledger.feed("scenes")
+        worker.ledger.claim(hint, OTHER)
+        reaped_as_of, reap = [], worker.ledger.reap
+
+        def late(**arguments):
+            reaped_as_of.append(worker.redis_clock.now)
+            worker.redis_clock.now += worker.settings.lease_s + 1
+            return reap(**arguments)
+
+        worker.ledger.reap = late
+        while not reaped_as_of:  # until everybody has had a lease's time since this worker came
+            worker.upkeep.beat()
+            worker.clock.now += worker.settings.lease_s / 4
+        assert not worker.ledger.renew(OTHER, [hint]), "it was taken away"
+        worker.ledger.close()
+        worker.app.close()
+
+
 def test_the_threads_outlive_redis_and_give_everybody_time_to_renew():
     """After an outage longer than a lease, nobody's units are reaped before they could be renewed."""
     lease_s = 1.0
