@@ -282,8 +282,8 @@ class Ledger(Reports, Servers, Tenants, Chores):
     def reap(self, *, as_of: float | None = None) -> int:
         """Take back units whose lease has expired, and let those wait no longer whose delay is over.
 
-        Leases that ended after `as_of`, a Unix time of the ledger's clock, are left alone: a call that was held up by an
-        outage would be there before the renewals that were held up as well. Returns how many leases had expired.
+        Leases that ended after `as_of`, a Unix time of the ledger's clock, are left alone: a call that was held up
+        by an outage would be there before the renewals that were, too. Returns how many leases had expired.
         """
         return self._reap("", "", as_of)
 
