@@ -107,7 +107,8 @@ class Compiled:
         else:
             # Isolated: diffusers wraps the forwards of all models in one function, by which torch counts otherwise.
             # Not dynamic, but for the rows that are marked.
-            run = torch.compile(self._module, dynamic=False, isolate_recompiles=True, **options)
+            options |= {"dynamic": False, "isolate_recompiles": True}
+            run = torch.compile(self._module, **options)
         return run
 
 

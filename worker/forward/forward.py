@@ -71,6 +71,16 @@ class Forward:
                 raise
         return compute(bundle)
 
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """Have the module itself compute as it came while the context is open, for whoever calls it or its blocks."""
+        with ExitStack() as how:
+            if self._layers is not None:
+                how.enter_context(self._layers.using(PLAIN))
+            if self._compiled is not None:
+                how.enter_context(self._compiled.eagerly())
+            yield
+
     def forget(self) -> None:
         """Drop what relies on where the weights lie: they have been replaced, not patched in place."""
         if self._graphs is not None:
