@@ -26,9 +26,10 @@ class EngineStats:
     failed: int
     oom_count: int
     max_batch: int
+    seats: int  # units worth having at once
     waiting: int
     running: int
-    caps: Mapping[str, int]  # by lane: seats that memory or the catalog turned out to allow, where not max_batch
+    caps: Mapping[str, int]  # by lane: seats that pay, or that memory or the catalog allow, where that is known
     resident_models: tuple[str, ...]
     load_s: Mapping[str, float] = field(default_factory=dict)  # by model: what loading it typically took
     loads: int = 0

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from farm.jobs import Hint, Unit
     from worker.pipelines.base import Pipeline
+    from worker.tuning.caps import Caps
 
 log: Final = logging.getLogger(__name__)
 
@@ -47,21 +48,27 @@ class Engine:
         fits: Callable[[Collection[str]], bool] = one_at_a_time,
         read_ahead: Callable[[str], None] = lambda _model: None,
         patience: int = DEFAULT_PATIENCE,
+        caps: Caps | None = None,
         finishing: Finishing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare to `load` models by name, and to keep those together that `fits` allows.
 
-        `read_ahead` is told of models that will be loaded; it must return at once.
+        `read_ahead` is told of models that will be loaded; it must return at once. With `caps` a lane has as many
+        seats as pay, up to `max_batch`, which is found out when a second unit wants one. Lanes under `invariant` have
+        `max_batch` all the same.
         """
         self._max_batch = max_batch
+        self._caps = caps
         self._finishing = finishing or Finishing()
         self._clock = clock
         # The lock guards the roster and the counters. Device, runs and residents belong to the engine's thread alone,
         # which never holds the lock while the device works.
         self._lock = threading.Condition()
         self._making_tables = threading.Lock()
-        self._roster: Roster[BatchKey, Seat] = Roster(max_batch, patience=patience)
+        self._roster: Roster[BatchKey, Seat] = Roster(
+            max_batch, patience=patience, is_measured=None if caps is None else lambda key: not key.is_invariant
+        )
         self._fits = fits
         self._read_ahead = read_ahead
         self._residents = Residents(load, fits=fits, clock=clock)
@@ -158,6 +165,11 @@ class Engine:
         return self._residents.load_s
 
     @property
+    def seats(self) -> int:
+        """Units worth having at once: the seats of the largest lane, or of the latest when nobody is here."""
+        return self._roster.seats
+
+    @property
     def resident_models(self) -> Collection[str]:
         """The models on the device now."""
         return self._residents.names
@@ -173,6 +185,7 @@ class Engine:
                 failed=self._account.failed,
                 oom_count=self._account.oom_count,
                 max_batch=self._max_batch,
+                seats=self._roster.seats,
                 waiting=sum(len(lane.waiting) for lane in self._roster),
                 running=sum(len(lane.seated) for lane in self._roster),
                 caps={str(key): cap for key, cap in self._roster.caps.items()},
@@ -238,6 +251,9 @@ class Engine:
         pipeline = self._resident(lane)
         if pipeline is not None and self._adapt(lane, pipeline):
             self._admit(lane, pipeline)
+            if not lane.is_settled and lane.waiting:
+                self._settle(lane, pipeline)
+                self._admit(lane, pipeline)
             self._step(lane, pipeline)
             self._retire(lane, pipeline)
         with self._lock:
@@ -276,6 +292,28 @@ class Engine:
             seat.encode_s += elapsed()
             seat.gpu_s += elapsed()
         self._drop_cancelled()
+
+    def _settle(self, lane: Lane[BatchKey, Seat], pipeline: Pipeline) -> None:
+        """Find out how many seats of `lane` pay, from the one that is taken; what time it takes nobody is charged."""
+        riders = lane.aboard
+        if not riders or (caps := self._caps) is None:
+            return
+        most = min(self._max_batch, pipeline.max_batch or self._max_batch)
+        found: list[int] = []
+
+        def measure() -> None:
+            is_alone = len(self._residents.names) == 1
+            found.append(
+                caps.seats(pipeline, riders[0], most=most, is_alone=is_alone, go_on=lambda: self._closed is None)
+            )
+
+        with self._account.busy(pipeline.device):
+            failure = failure_of(measure)
+        if failure is not None:
+            extra = {"action": "batch_unmeasured", "model": lane.key.model}
+            log.warning("the best batch of %s was not found: %s", lane.key, failure, extra=extra)
+        with self._lock:
+            self._roster.settle(lane, found[0] if found else most)
 
     def _step(self, lane: Lane[BatchKey, Seat], pipeline: Pipeline) -> None:
         riders = lane.aboard
@@ -406,7 +444,7 @@ class Engine:
             return
         if is_out_of_memory(failure):
             num_rows = lane.cap if is_batch and lane.key.is_invariant else len(seats)
-            if self._make_room(lane, num_rows):
+            if self._make_room(lane, seats[0], num_rows):
                 self._attempt(lane, seats, work, is_batch=is_batch)
                 return
             if num_rows > 1 and lane.key.is_invariant:
@@ -420,8 +458,8 @@ class Engine:
         self._attempt(lane, seats[:middle], work, is_batch=is_batch)
         self._attempt(lane, seats[middle:], work, is_batch=is_batch)
 
-    def _make_room(self, lane: Lane[BatchKey, Seat], num_rows: int) -> bool:
-        """Answer running out of memory with `num_rows` seats; return whether there is more memory now.
+    def _make_room(self, lane: Lane[BatchKey, Seat], seat: Seat, num_rows: int) -> bool:
+        """Answer running out of memory with `num_rows` seats like `seat`; return whether there is more memory now.
 
         Models of other lanes go first. If there are none, steps of this lane carry half as many seats from now on.
         """
@@ -431,6 +469,9 @@ class Engine:
         with self._lock:
             if num_rows > 1 and not has_unloaded:
                 self._roster.limit(lane, num_rows // 2)
+        pipeline = self._residents.peek(lane.key.model)
+        if self._caps is not None and pipeline is not None and lane.cap < num_rows and not lane.key.is_invariant:
+            self._caps.ran_out(pipeline, seat, lane.cap)
         return has_unloaded
 
     def _restart_all(self, lane: Lane[BatchKey, Seat]) -> None:

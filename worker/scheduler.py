@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 DEFAULT_PATIENCE: Final = 200
 """Steps that resident models keep the device while another one waits: some ten images' worth."""
+MAX_CAPS: Final = 500
+"""Lanes whose cap is remembered while nobody is there; clients may ask for any number of sizes and LoRAs."""
 
 
 class Keyed(Protocol):
@@ -47,9 +49,10 @@ P = TypeVar("P", bound=Passenger)
 class Lane(Generic[K, P]):
     """The seats of one batch key and the queue before them."""
 
-    def __init__(self, key: K, num_slots: int, cap: int) -> None:
+    def __init__(self, key: K, num_slots: int, cap: int, *, is_settled: bool = True) -> None:
         self.key = key
         self.cap = cap
+        self.is_settled = is_settled  # or `cap` stands until it is known how many seats pay
         self.waiting: deque[P] = deque()
         self._slots: list[P | None] = [None] * num_slots
 
@@ -112,11 +115,16 @@ class Lane(Generic[K, P]):
 class Roster(Generic[K, P]):
     """All lanes of one device."""
 
-    def __init__(self, max_batch: int, *, patience: int = DEFAULT_PATIENCE) -> None:
+    def __init__(
+        self, max_batch: int, *, patience: int = DEFAULT_PATIENCE, is_measured: Callable[[K], bool] | None = None
+    ) -> None:
+        """Let lanes have at most `max_batch` seats. One that `is_measured` has a single one until it is settled."""
         if max_batch < 1:
             raise ValueError(f"max_batch is {max_batch}, a lane needs at least one seat")
         self.steps = 0
-        self.caps: dict[K, int] = {}  # outlives the lanes: what was learnt from running out of memory
+        self.caps: dict[K, int] = {}  # outlives the lanes: what was measured, or learnt from running out of memory
+        self.seats = 1 if is_measured else max_batch  # of the largest lane; of the last one when there is none
+        self._is_measured = is_measured or (lambda _key: False)
         self._max_batch = max_batch
         self._patience = patience
         self._lanes: dict[K, Lane[K, P]] = {}
@@ -136,7 +144,10 @@ class Roster(Generic[K, P]):
         if not any(lane.key.model == key.model for lane in self):
             self._last_step[key.model] = self.steps
         if key not in self._lanes:
-            self._lanes[key] = Lane(key, self._max_batch, self.caps.get(key, self._max_batch))
+            is_settled = key in self.caps or not self._is_measured(key)
+            cap = self.caps.get(key, self._max_batch) if is_settled else 1
+            self._lanes[key] = Lane(key, self._max_batch, cap, is_settled=is_settled)
+            self._count_seats()
         if not is_transfer:
             passenger.arrived = self.steps
         self._lanes[key].waiting.append(passenger)
@@ -148,6 +159,7 @@ class Roster(Generic[K, P]):
             return False
         if lane.is_empty:
             del self._lanes[key]
+            self._count_seats()
         return True
 
     def next_lane(self, has_room_for: Callable[[str], bool]) -> Lane[K, P] | None:
@@ -171,4 +183,19 @@ class Roster(Generic[K, P]):
 
     def limit(self, lane: Lane[K, P], cap: int) -> None:
         """Let steps of `lane` carry at most `cap` seats from now on; whoever sits keeps the seat."""
-        lane.cap = self.caps[lane.key] = max(1, min(lane.cap, cap))
+        self._set_cap(lane, min(lane.cap, cap))
+
+    def settle(self, lane: Lane[K, P], cap: int) -> None:
+        """Let steps of `lane` carry `cap` seats, now that it is known how many pay."""
+        lane.is_settled = True
+        self._set_cap(lane, min(cap, lane.num_slots))
+
+    def _set_cap(self, lane: Lane[K, P], cap: int) -> None:
+        self.caps.pop(lane.key, None)  # the latest come last
+        lane.cap = self.caps[lane.key] = max(1, cap)
+        while len(self.caps) > MAX_CAPS:
+            del self.caps[next(iter(self.caps))]
+        self._count_seats()
+
+    def _count_seats(self) -> None:
+        self.seats = max((lane.cap for lane in self), default=self.seats)

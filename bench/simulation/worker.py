@@ -123,6 +123,7 @@ class SimulatedEngine:
                 failed=0,
                 oom_count=0,
                 max_batch=self._plan.max_batch,
+                seats=self._plan.max_batch,
                 waiting=self._gpu.num_waiting,
                 running=self._gpu.num_seated,
                 caps={},

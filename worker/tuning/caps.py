@@ -1,6 +1,7 @@
 """How many seats a lane should have: measured once on each kind of card, and limited by what did not fit before.
 
-The engine asks when a lane has its first seat. Lanes under `invariant` do not ask: their bytes depend on their shape.
+The engine asks when a second unit wants a seat of a lane, so that nobody waits for it who is alone. Lanes under
+`invariant` do not ask: their bytes depend on their shape.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _UNREADABLE: Final = (LookupError, ValueError, TypeError, AttributeError)
 
 
 class Caps:
-    """Seats of lanes. Used by the engine's thread alone, before a lane's first step."""
+    """Seats of lanes. Used by the engine's thread alone."""
 
     def __init__(
         self,
@@ -50,12 +51,14 @@ class Caps:
         self._now = now
         self._undecided: set[str] = set()  # curves that found no end here: not tried again by this process
 
-    def seats(self, pipeline: Pipeline, seat: Seat, *, most: int, is_alone: bool) -> int:
+    def seats(
+        self, pipeline: Pipeline, seat: Seat, *, most: int, is_alone: bool, go_on: Callable[[], bool] = lambda: True
+    ) -> int:
         """Return how many seats like `seat`, which has one, a step should carry, at most `most`.
 
-        The first time on this kind of card steps are made and timed, with nobody's latents. `is_alone` says whether
-        other models are on the device: memory that these take is no limit of the card's. Raises what steps raise other
-        than for memory.
+        The first time on this kind of card steps are made and timed, with nobody's latents, as long as they may
+        `go_on`. `is_alone` says whether no other models are on the device: memory that these take is no limit of the
+        card's. Raises what steps raise other than for memory.
         """
         facts = cost_facts(pipeline, seat)
         bound = min(most, self._that_fit(facts, most))
@@ -63,7 +66,7 @@ class Caps:
         if curve is None or not curve.answers(bound):
             if bound == 1 or curve_key(facts) in self._undecided:
                 return bound
-            curve = self._take(pipeline, seat, bound, facts, is_alone=is_alone)
+            curve = self._take(pipeline, seat, bound, facts, is_alone=is_alone, go_on=go_on)
             bound = min(bound, self._that_fit(facts, bound))
         return best_batch(curve, most=bound) or bound
 
@@ -89,12 +92,19 @@ class Caps:
             return None
 
     def _take(
-        self, pipeline: Pipeline, seat: Seat, bound: int, facts: Mapping[str, str | int | bool], *, is_alone: bool
+        self,
+        pipeline: Pipeline,
+        seat: Seat,
+        bound: int,
+        facts: Mapping[str, str | int | bool],
+        *,
+        is_alone: bool,
+        go_on: Callable[[], bool],
     ) -> StepCurve:
         """Measure, and keep what holds beyond this process."""
         began_s = self._clock()
         step = steps_of(pipeline, seat, synchronise=lambda: _synchronise(pipeline.device))
-        curve = measure(step, bound=bound, budget_s=self._budget_s, clock=self._clock)
+        curve = measure(step, bound=bound, budget_s=self._budget_s, clock=self._clock, go_on=go_on)
         free_cached_memory()
         if curve.end is End.MEMORY and not is_alone:
             curve = replace(curve, end=End.TIME)  # how it would go on without the others is not known

@@ -43,10 +43,12 @@ def measure(
     rounds: int = ROUNDS,
     budget_s: float = BUDGET_S,
     clock: Callable[[], float] = time.perf_counter,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> StepCurve:
     """Return what `step` takes for batches from 1 up to `bound`; it makes a step of so many seats and waits for it.
 
-    Running out of memory ends it and is no error. Raises whatever else a step raises.
+    Running out of memory ends it and is no error; so does `go_on`, asked between steps, as if time were up. Raises
+    whatever else a step raises.
     """
     deadline_s = clock() + budget_s
     times_ms: dict[int, list[float]] = {}
@@ -56,7 +58,7 @@ def measure(
             end = End.TIME
             break
         try:
-            samples = _time(step, batch, rounds, clock, deadline_s)
+            samples = _time(step, batch, rounds, clock, lambda: go_on() and clock() < deadline_s)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -73,15 +75,15 @@ def measure(
 
 
 def _time(
-    step: Callable[[int], None], batch: int, rounds: int, clock: Callable[[], float], deadline_s: float
+    step: Callable[[int], None], batch: int, rounds: int, clock: Callable[[], float], go_on: Callable[[], bool]
 ) -> list[float] | None:
-    """Return the milliseconds of `rounds` steps after a first one; None when time is up before."""
+    """Return the milliseconds of `rounds` steps after a first one; None when it may not `go_on` before."""
     step(batch)
     samples: list[float] = []
     while len(samples) < rounds:
-        began_s = clock()
-        if began_s >= deadline_s:
+        if not go_on():
             return None
+        began_s = clock()
         step(batch)
         samples.append(1000 * (clock() - began_s))
     return samples

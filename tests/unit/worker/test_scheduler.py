@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from worker import scheduler
 from worker.scheduler import Roster
 
 
@@ -194,3 +195,66 @@ def test_a_lane_needs_a_seat():
     """A roster without seats is a mistake of whoever configured it."""
     with pytest.raises(ValueError, match="at least one seat"):
         Roster(0)
+
+
+@settings(max_examples=100, deadline=None, print_blob=True)
+@given(
+    arrivals=st.lists(st.lists(travellers, max_size=4), min_size=1, max_size=20),
+    caps=st.lists(st.integers(1, 9), min_size=1),
+    max_batch=st.integers(1, 4),
+)
+def test_a_measured_lane_has_one_seat_until_it_is_settled(arrivals, caps, max_batch):
+    """Before it is known how many seats pay nobody sits beside the first, and afterwards never more than that."""
+    roster = Roster(max_batch, is_measured=lambda key: key.shape == 1)
+    known = {}
+    for group in [*arrivals, *[[]] * 2000]:
+        for traveller in group:
+            roster.join(traveller.key, traveller)
+        assert {lane.key for lane in roster if not lane.is_settled}.isdisjoint(known)
+        lane = roster.next_lane(lambda _: True)
+        if lane is None:
+            continue
+        lane.take_seats()
+        if not lane.is_settled:
+            assert lane.key.shape == 1
+            assert len(lane.seated) == lane.cap == 1
+            if lane.waiting:
+                known[lane.key] = min(caps[len(known) % len(caps)], max_batch)
+                roster.settle(lane, caps[(len(known) - 1) % len(caps)])
+                lane.take_seats()
+        assert len(lane.aboard) <= known.get(lane.key, max_batch)
+        assert roster.seats == max(each.cap for each in roster) >= len(lane.aboard)
+        roster.stepped(lane)
+        for rider in lane.aboard:
+            rider.left -= 1
+            if not rider.left:
+                assert roster.leave(lane.key, rider)
+    assert roster.is_empty
+    assert roster.caps == known
+
+
+def test_what_memory_taught_lowers_a_settled_cap_and_never_raises_it():
+    """The lower of what pays and what fits is what a lane has, and the lane that follows it."""
+    roster = Roster(8, is_measured=lambda _: True)
+    traveller = Traveller(Key("a"), 1)
+    roster.join(traveller.key, traveller)
+    (lane,) = roster
+    roster.settle(lane, 6)
+    roster.limit(lane, 3)
+    roster.limit(lane, 5)
+    roster.leave(traveller.key, traveller)
+    roster.join(traveller.key, traveller)
+    (lane,) = roster
+    assert (lane.cap, lane.is_settled, roster.seats) == (3, True, 3)
+
+
+def test_caps_of_long_ago_are_forgotten(monkeypatch):
+    """Lanes of ever new sizes take no more memory for ever; a forgotten one is measured anew, or read from the disk."""
+    monkeypatch.setattr(scheduler, "MAX_CAPS", 2)
+    roster = Roster(8, is_measured=lambda _: True)
+    for shape in range(3):
+        traveller = Traveller(Key("a", shape), 1)
+        roster.join(traveller.key, traveller)
+        roster.settle(next(iter(roster)), 4)
+        roster.leave(traveller.key, traveller)
+    assert list(roster.caps) == [Key("a", 1), Key("a", 2)]

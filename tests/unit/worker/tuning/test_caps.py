@@ -63,7 +63,7 @@ def seat(**fields):
 
 
 def saturated(batch):
-    """A step of which each seat costs the same."""
+    """Return what a step takes of which each seat costs the same."""
     return 10.0 * batch
 
 
