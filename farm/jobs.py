@@ -50,6 +50,11 @@ class Acceleration(NamedTuple):
         return call / calls >= self.guidance_start and (call + 1) / calls <= self.guidance_end
 
     @property
+    def has_cache(self) -> bool:
+        """Whether features are kept from one call for the next."""
+        return self.first_block_cache > 0 or self.deep_cache_interval > 1
+
+    @property
     def approximations(self) -> tuple[str, ...]:
         """What it changes in the picture, in words for the recipe."""
         told = []

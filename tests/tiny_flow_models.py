@@ -38,14 +38,19 @@ _CLIP_WIDTHS = (16, 20)
 _ClipT = TypeVar("_ClipT", bound=CLIPTextModel | CLIPTextModelWithProjection)
 
 
-def save_tiny_flux(folder: Path, *, guidance_embeds: bool, in_channels: int = 16, seed: int = 0) -> Path:
-    """Save a random Flux.1 to `folder` and return the folder: like dev if `guidance_embeds`, else like schnell."""
+def save_tiny_flux(
+    folder: Path, *, guidance_embeds: bool, in_channels: int = 16, depth: int = 1, seed: int = 0
+) -> Path:
+    """Save a random Flux.1 to `folder` and return the folder: like dev if `guidance_embeds`, else like schnell.
+
+    It has `depth` blocks of either kind.
+    """
     torch.manual_seed(seed)
     transformer = FluxTransformer2DModel(
         in_channels=in_channels,
         out_channels=16,
-        num_layers=1,
-        num_single_layers=1,
+        num_layers=depth,
+        num_single_layers=depth,
         attention_head_dim=16,
         num_attention_heads=2,
         joint_attention_dim=_T5_WIDTH,

@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 
 from farm.errors import RenderFailed
 from farm.schedulers import find_scheduler
+from worker.caching import phase_of
 from worker.pipelines.base import Inputs, Ride, pack
 from worker.pipelines.pixels import resize
 from worker.sampling import Histories, NoiseSource, OwnSteps, schedule_for
@@ -63,6 +64,7 @@ class Runs:
         seat.own_steps = None
         if seat.schedule.weights is None:
             seat.own_steps = OwnSteps(seat.schedule, histories.shape, seed=seat.unit.seed)
+        seat.memory.clear()
         seat.call = 0
         seat.calls = len(seat.schedule)
 
@@ -75,7 +77,9 @@ class Runs:
         latents = histories.current(slots, calls) * scales.view(-1, *[1] * len(histories.shape))
         predictions = torch.empty_like(latents)
         rides = [_ride(seat) for seat in seats]
-        for places in _forwards(seats, rides, is_padded=batch_shape is not None):
+        for seat in seats:
+            seat.memory.start_over()
+        for places in _forwards(seats, rides, guided=key.guided, is_padded=batch_shape is not None):
             predictions[places] = pipeline.predict(
                 latents[places], [rides[place] for place in places], guided=key.guided, batch_shape=batch_shape
             )
@@ -101,12 +105,14 @@ class Runs:
                 kept = seat.known.keep(after, seat.schedule.renoise[seat.call])
                 histories.put([seat.slot], [seat.call + 1], kept)
         for seat in seats:
+            seat.memory.keep()
             seat.call += 1
 
     def hand_over(self, pipeline: Pipeline, seat: Seat, following: NextPass) -> tuple[Inputs, str | None]:
         """Return what the next pass starts from, this one's picture enlarged to its size, and what is wrong with it."""
         latents = self._histories[seat.key].current([seat.slot], [seat.call])
         unit, controls = following.unit, seat.inputs.controls
+        seat.memory.clear()  # it may wait for long in the next lane
         flaw = _flaw_of(latents)
         if following.upscaler == "latent":
             size = pipeline.latent_shape(unit.height, unit.width)[-2:]
@@ -116,6 +122,7 @@ class Runs:
 
     def decode(self, pipeline: Pipeline, seat: Seat) -> tuple[np.ndarray, str | None]:
         """Decode a finished run, one image at a time; return pixels, uint8 [h, w, 3], and what is wrong with them."""
+        seat.memory.clear()  # the VAE may want the room
         latents = self._histories[seat.key].current([seat.slot], [seat.call])
         pixels = pipeline.decode(latents).cpu().numpy()
         return pixels, _flaw_of(latents) or (None if pixels.any() else "all black")
@@ -151,16 +158,18 @@ def _ride(seat: Seat) -> Ride:
         seat.call,
         seat.calls,
         seat.channels,
-        is_guided=seat.unit.acceleration.is_guiding(seat.call, seat.calls),
+        seat.unit.acceleration,
+        seat.memory,
     )
 
 
-def _forwards(seats: list[Seat], rides: list[Ride], *, is_padded: bool) -> Iterator[list[int]]:
+def _forwards(seats: list[Seat], rides: list[Ride], *, guided: bool, is_padded: bool) -> Iterator[list[int]]:
     """Yield the places of seats that can share a forward, in order within each.
 
     What seats are padded to is one shape, with negative rows or without: whose guidance has ended goes apart.
     """
     groups: dict[Hashable, list[int]] = {}
     for place, (seat, ride) in enumerate(zip(seats, rides, strict=True)):
-        groups.setdefault((seat.form, is_padded and ride.is_guided), []).append(place)
+        kind = (seat.form, phase_of(ride, guided=guided), is_padded and ride.is_guided)
+        groups.setdefault(kind, []).append(place)
     yield from groups.values()

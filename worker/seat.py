@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from farm.errors import FarmError, Transient
 from farm.requests import Reproducibility
+from worker.caching import Memory
 from worker.pipelines.base import NO_INPUTS, Inputs
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ class Seat:
     known: Known | None = field(default=None, repr=False)  # what inpainting keeps
     channels: torch.Tensor | None = field(default=None, repr=False)  # what the denoiser takes beside the latents
     own_steps: OwnSteps | None = field(default=None, repr=False)  # where the schedule is no table
+    memory: Memory = field(default_factory=Memory, repr=False)  # what caches keep from call to call
     call: int = 0  # model calls made
     calls: int = 0  # and to make in all; 0 before the run has begun
     reruns: int = 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 
 import torch
 
+from farm.jobs import EXACT
 from worker.uploads import upload_numbers
 
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from farm.jobs import Unit
+    from farm.jobs import Acceleration, Unit
     from farm.prompts import Lora
+    from worker.caching import Memory
     from worker.sampling import TimestepOptions
 
 
@@ -60,7 +62,13 @@ class Ride(NamedTuple):
     call: int  # model calls made before, of `calls` in all
     calls: int
     channels: torch.Tensor | None = None  # [1, c, h/8, w/8], what the denoiser takes beside the latents
-    is_guided: bool = True  # whether its negative prompt is run as well, in a forward that is guided
+    acceleration: Acceleration = EXACT
+    memory: Memory | None = None  # what caches keep from call to call
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether its negative prompt is run as well, in a forward that is guided."""
+        return self.acceleration.is_guiding(self.call, self.calls)
 
 
 class Pipeline(Protocol):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 import torch
 
 from farm.errors import RenderFailed
+from worker.caching import cached_rows, phase_of
 from worker.pipelines.base import Encoded, Sides, guide, pack
 from worker.pipelines.latent import LatentModel
 from worker.text.clip import ClipText
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from farm.jobs import Unit
+    from worker.caching import CachedRow
     from worker.pipelines.base import Inputs, Ride
     from worker.pipelines.latent import Loaded
     from worker.text.clip import ClipEncoding, Layer
@@ -64,6 +66,8 @@ class Rows:
     guidance_scales: torch.Tensor  # float32
     states: torch.Tensor
     pooled: torch.Tensor
+    cached: tuple[CachedRow | None, ...] = ()  # one for each row, where blocks may be skipped
+    is_padded: bool = False
 
 
 class FlowModel(LatentModel):
@@ -90,6 +94,7 @@ class FlowModel(LatentModel):
 
     def encode(self, unit: Unit, _inputs: Inputs) -> Encoded:
         """Encode the prompt, and the negative one when the unit is guided; `clip_skip` holds for the prompt alone."""
+        self.check_caches(unit)
         texts = {"prompt": (unit.prompt, unit.clip_skip)}
         if unit.guided:
             texts["negative_prompt"] = (unit.negative_prompt, 0)
@@ -156,6 +161,8 @@ class FlowModel(LatentModel):
                 guidance_scales=pack([conditionings[place].guidance_scale for place in sides.rows], self.device),
                 states=torch.cat([text.states for text in texts]),
                 pooled=torch.cat([text.pooled for text in texts]),
+                cached=cached_rows(rides, sides) if phase_of(rides[0], guided=guided).skips_blocks else (),
+                is_padded=batch_shape is not None,
             )
         )
         return guide(output, sides, rides)

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
+from worker.caching import FirstBlockCache
 from worker.pipelines.flow import PATCH, FlowModel, Rows, Text
 from worker.sampling import TimestepOptions
 
@@ -45,6 +46,7 @@ class FluxPipeline(FlowModel):
         super().__init__(loaded)
         parts = loaded.parts
         self._transformer = parts["transformer"]
+        self._first_block_cache = FirstBlockCache(self._transformer)
         channels = self._transformer.config.in_channels
         if channels != self.coder.channels * PATCH**2:
             raise ValueError(
@@ -76,17 +78,20 @@ class FluxPipeline(FlowModel):
 
     def _denoise(self, rows: Rows) -> torch.Tensor:
         height, width = rows.latents.shape[-2] // PATCH, rows.latents.shape[-1] // PATCH
-        output: torch.Tensor = self._transformer(
-            hidden_states=pixel_unshuffle(rows.latents, PATCH).flatten(2).transpose(1, 2),
+        inputs: dict[str, Any] = {
+            "hidden_states": pixel_unshuffle(rows.latents, PATCH).flatten(2).transpose(1, 2),
             # Rounded before it is divided, as in diffusers: at 16 bits the last digits of the image depend on it.
-            timestep=rows.timesteps.to(self.dtype) / 1000,
-            guidance=rows.guidance_scales if self._takes_guidance else None,
-            pooled_projections=rows.pooled,
-            encoder_hidden_states=rows.states,
-            txt_ids=torch.zeros(rows.states.shape[1], 3, device=self.device),
-            img_ids=_image_ids(height, width, self.device),
-            return_dict=False,
-        )[0]
+            "timestep": rows.timesteps.to(self.dtype) / 1000,
+            "guidance": rows.guidance_scales if self._takes_guidance else None,
+            "pooled_projections": rows.pooled,
+            "encoder_hidden_states": rows.states,
+            "txt_ids": torch.zeros(rows.states.shape[1], 3, device=self.device),
+            "img_ids": _image_ids(height, width, self.device),
+        }
+        if rows.cached:
+            output = self._first_block_cache(rows.cached, one_by_one=rows.is_padded, **inputs)
+        else:
+            output = self._transformer(**inputs, return_dict=False)[0]
         return pixel_shuffle(output.transpose(1, 2).unflatten(2, (height, width)), PATCH)
 
 

@@ -87,6 +87,9 @@ class LatentModel(ABC):
             loaded.parts[self.denoiser],
             where=loaded.placement.plan.component(self.denoiser).where if loaded.placement else Where.RESIDENT,
         )
+        self._is_streamed = bool(
+            loaded.placement and loaded.placement.plan.component(self.denoiser).where is Where.STREAMED
+        )
         self.approximations: tuple[str, ...] = loaded.placement.plan.approximations if loaded.placement else ()
         self.scheduler_config: Mapping[str, Any] = loaded.scheduler_config
         adaptable = {
@@ -138,6 +141,15 @@ class LatentModel(ABC):
             return self.encode(replace(unit, controlnets=()), NO_INPUTS)  # pictures are not there yet
 
         encode_ahead(units, encode, self._visits, self.text_cache)
+
+    def check_caches(self, unit: Unit) -> None:
+        """Raise RenderFailed where a unit asks for a cache whose skipped layers are waited for by the ones after."""
+        if unit.acceleration.has_cache and self._is_streamed:
+            raise RenderFailed(
+                f"on this worker's {self.device_name} the {self.denoiser} of {self.name} comes to the device layer by"
+                " layer, each fetching the next, so that none can be skipped: leave out first_block_cache and"
+                " deep_cache_interval"
+            )
 
     @abstractmethod
     def encode(self, unit: Unit, inputs: Inputs) -> Encoded:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 
 from farm.errors import RenderFailed
+from worker.caching import DeepCache, cached_rows, phase_of
 from worker.pipelines.base import Sides, conv_layout, guide, pack
 from worker.pipelines.controlnet import Residuals
 from worker.pipelines.latent import LatentModel, Loaded
@@ -53,6 +54,7 @@ class UnetModel(LatentModel):
     def __init__(self, loaded: Loaded) -> None:
         super().__init__(loaded)
         self._unet = loaded.parts["unet"]
+        self._deep_cache = DeepCache(self._unet)
         channels = self._unet.config.in_channels
         latents = self.coder.channels
         self.takes_mask = channels == 2 * latents + 1
@@ -89,8 +91,10 @@ class UnetModel(LatentModel):
     def encode_texts(self, unit: Unit, negative_prompt: str | None, *, layer: Layer) -> EncodedTexts:
         """Encode the prompt of `unit` and, where it is guided, `negative_prompt` by each text encoder.
 
-        Raises RenderFailed when a unit is guided whose UNet takes the guidance scale as an input.
+        Raises RenderFailed when a unit is guided whose UNet takes the guidance scale as an input, or asks for a cache
+        that cannot be had.
         """
+        self.check_caches(unit)
         if unit.guided and self._guidance_dim is not None:
             raise RenderFailed(f"{self.name} takes guidance_scale as an input; its row must say guidance: embedded")
         return encode_texts(
@@ -134,16 +138,22 @@ class UnetModel(LatentModel):
         if self.takes_mask:
             channels = torch.cat([ride.channels for ride in rides if ride.channels is not None])
             latents = torch.cat([latents, sides.spread(channels.to(self.dtype))], dim=1)
-        output: torch.Tensor = self._unet(
-            latents.contiguous(memory_format=self._layout),
-            timesteps,
-            encoder_hidden_states=words.states,
-            timestep_cond=self._embed_guidance([rides[place].cfg_scale for place in sides.rows]),
-            added_cond_kwargs=words.added or None,
-            down_block_additional_residuals=steered.down,
-            mid_block_additional_residual=steered.middle,
-            return_dict=False,
-        )[0]
+        inputs: dict[str, Any] = {
+            "sample": latents.contiguous(memory_format=self._layout),
+            "timestep": timesteps,
+            "encoder_hidden_states": words.states,
+            "timestep_cond": self._embed_guidance([rides[place].cfg_scale for place in sides.rows]),
+            "added_cond_kwargs": words.added or None,
+            "down_block_additional_residuals": steered.down,
+            "mid_block_additional_residual": steered.middle,
+        }
+        rows = cached_rows(rides, sides)
+        if phase_of(rides[0], guided=guided).is_shallow:
+            output = self._deep_cache.shallow(rows, **inputs)
+        elif any(rows):
+            output = self._deep_cache.whole(rows, **inputs)
+        else:
+            output = self._unet(**inputs, return_dict=False)[0]
         return guide(output, sides, rides)
 
     def _embed_guidance(self, scales: Sequence[float]) -> torch.Tensor | None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 
 import diffusers
 import pytest
 import torch
-from diffusers.callbacks import SD3CFGCutoffCallback, SDCFGCutoffCallback, SDXLCFGCutoffCallback
 from hypothesis import given
 from hypothesis import strategies as st
 
+from acceleration_parity import AcceleratedFlowStudio, AcceleratedStudio, counted, render_together
 from farm.jobs import Acceleration
 from farm.requests import Reproducibility
 from farm.schedulers import find_scheduler, schedulers_of
 from flow_parity import FlowStudio
-from parity import BROWNIAN_WARNING, MAX_DIFFERENCE, Studio, units_of
+from parity import BROWNIAN_WARNING, MAX_DIFFERENCE, units_of
 from tiny_flow_models import save_tiny_flux, save_tiny_sd3
 from tiny_models import save_tiny_sdxl, tiny_unit
 from worker.pipelines.flux import FluxPipeline
@@ -30,46 +28,18 @@ SCHEDULERS = [find_scheduler(name) for name in ("euler", "euler_ancestral", "dpm
 GUIDANCE = 30.0
 """Random models hardly listen: at a usual scale a cut-off would show little."""
 ENDS = (0.2, 0.5, 0.6, 0.7, 1.0)
-CUTOFFS = {
-    "StableDiffusionPipeline": (SDCFGCutoffCallback, ["prompt_embeds"]),
-    "StableDiffusionXLPipeline": (SDXLCFGCutoffCallback, ["prompt_embeds", "add_text_embeds", "add_time_ids"]),
-    "StableDiffusion3Pipeline": (SD3CFGCutoffCallback, ["prompt_embeds", "pooled_prompt_embeds"]),
-}
-"""What ends guidance in diffusers, and the tensors that it changes."""
-
-
-class CutStudio(Studio):
-    """Whose references are rendered with diffusers' callback that ends guidance."""
-
-    def arguments_for(self, unit, inputs):
-        """Add the callback; where it cuts depends on how many calls the scheduler makes of the steps."""
-        callback, names = CUTOFFS[type(self.reference).__name__]
-
-        def cut(pipeline, step, timestep, tensors):
-            guided = math.floor(Fraction(str(unit.acceleration.guidance_end)) * pipeline.num_timesteps)
-            if step + 1 != guided or guided == pipeline.num_timesteps:
-                return tensors
-            ending = callback(cutoff_step_ratio=None, cutoff_step_index=step)
-            return ending.callback_fn(pipeline, step, timestep, tensors)
-
-        told = {"callback_on_step_end": cut, "callback_on_step_end_tensor_inputs": names}
-        return {**super().arguments_for(unit, inputs), **told}
-
-
-class CutFlowStudio(CutStudio, FlowStudio):
-    """The same for a flow model."""
 
 
 @pytest.fixture(scope="module")
 def sd15(tiny_folder):
     """Set up a tiny SD 1.5."""
-    return CutStudio.load(tiny_folder)
+    return AcceleratedStudio.load(tiny_folder)
 
 
 @pytest.fixture(scope="module")
 def sdxl(tmp_path_factory):
     """Set up a tiny SDXL."""
-    return CutStudio.load(save_tiny_sdxl(tmp_path_factory.mktemp("sdxl") / "tiny"), family="sdxl")
+    return AcceleratedStudio.load(save_tiny_sdxl(tmp_path_factory.mktemp("sdxl") / "tiny"), family="sdxl")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +47,7 @@ def sd3(tmp_path_factory):
     """Set up a tiny SD 3."""
     folder = save_tiny_sd3(tmp_path_factory.mktemp("sd3") / "tiny")
     reference = diffusers.StableDiffusion3Pipeline.from_pretrained(folder)
-    return CutFlowStudio(Sd3Pipeline, reference, diffusers.StableDiffusion3Img2ImgPipeline)
+    return AcceleratedFlowStudio(Sd3Pipeline, reference, diffusers.StableDiffusion3Img2ImgPipeline)
 
 
 @pytest.fixture(scope="module")
@@ -94,19 +64,6 @@ def units_with_ends(schedulers, **fields):
         replace(unit, acceleration=Acceleration(guidance_end=ENDS[index % len(ENDS)]))
         for index, unit in enumerate(units)
     ]
-
-
-@contextmanager
-def counted(denoiser):
-    """Count the rows of each forward of `denoiser` while the context is open."""
-    rows: list[int] = []
-    hook = denoiser.register_forward_pre_hook(
-        lambda _module, args, kwargs: rows.append(len(args[0] if args else kwargs["hidden_states"])), with_kwargs=True
-    )
-    try:
-        yield rows
-    finally:
-        hook.remove()
 
 
 @pytest.mark.parametrize("model", ["sd15", "sdxl"])
@@ -168,12 +125,11 @@ def test_rows_are_saved(sd15):
     """In one forward of a lane, a seat whose guidance has ended takes one row where it took two."""
     units = [tiny_unit(index=index, num_inference_steps=4) for index in range(2)]
     with counted(sd15.ours._unet) as rows:
-        sd15.render(units, seed=9, max_batch=2)
-    assert sum(rows) == 2 * 4 * 2
+        render_together(sd15.ours, units)
+    assert rows == [4, 4, 4, 4]
     with counted(sd15.ours._unet) as fewer:
-        sd15.render([units[0], replace(units[1], acceleration=Acceleration(guidance_end=0.5))], seed=9, max_batch=2)
-    assert sum(fewer) == 4 * 2 + 2 * 2 + 2 * 1
-    assert len(fewer) == len(rows), "and nobody pays for it with a forward"
+        render_together(sd15.ours, [units[0], replace(units[1], acceleration=Acceleration(guidance_end=0.5))])
+    assert fewer == [4, 4, 3, 3], "and nobody pays for it with a forward"
 
 
 def test_rows_are_saved_at_a_fixed_shape(sd15):
