@@ -11,13 +11,13 @@ import random
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from farm.errors import Fatal, LedgerDown, StorageDown, Transient
-from worker.company import Company
+from worker.company import AnotherIsAlone, Company
 from worker.files import files_of
 from worker.seat import EngineStopped, UnitCancelled
 
@@ -91,6 +91,12 @@ class Renderer:
     def render(self, hint: Hint) -> Outcome:
         """Make the image of `hint`, unless the ledger says that it is not ours to make; return what came of it."""
         self._wait_for_room()
+        # Before the claim: whoever has to be alone must be so in what this worker holds, not in its seats alone. A unit
+        # that is held when the worker dies has a strike.
+        with self._company.joined(waits=lambda: not self._draining.is_set()):
+            return self._render(hint)
+
+    def _render(self, hint: Hint) -> Outcome:
         token = secrets.token_hex(6)  # of this message: an outage may swallow the answer that we have the unit
         unit = self._until_redis_answers(lambda: self._ledger.claim(hint, self.name, token=token))
         if unit is None:
@@ -103,7 +109,7 @@ class Renderer:
                 rendered = None if is_reused else self._make(lease, unit, inputs)
             except UnitCancelled as error:
                 return self._release(unit, Outcome.LOST, error)
-            except EngineStopped as error:
+            except (EngineStopped, AnotherIsAlone) as error:
                 return self._release(unit, Outcome.RELEASED, error)
             except Fatal as error:
                 return self._fail(unit, str(error), final=True)
@@ -127,10 +133,10 @@ class Renderer:
         return outcome
 
     def _make(self, lease: _Lease, unit: Unit, inputs: Inputs) -> Rendered:
-        """Render the unit, by itself if it must be, and put its files; raises what the engine and `_until` raise."""
+        """Render the unit, by itself if it must be, and put its files; raises what engine, company and `_until` do."""
         if not self._serves(unit.model):  # its message was read a moment before that ended
             raise EngineStopped("its model is not served here any more")
-        with self._company.joined(alone=unit.alone, go_on=lambda: self._go_on(lease)):
+        with self._company.alone(go_on=lambda: self._go_on(lease)) if unit.alone else nullcontext():
             future = self._engine.submit(unit, inputs)
             if lease.is_lost:  # before the engine knew of it, so that the engine was told in vain
                 self._engine.cancel(unit.job, unit.index)
