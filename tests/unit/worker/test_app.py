@@ -17,7 +17,7 @@ from farm.errors import Fatal, UnknownModel
 from farm.jobs import Hint
 from farm.settings import Settings
 from farm.storage import Store
-from worker.app import Drain, default_node, prepare_bucket, read_hint, served_models, sole_use
+from worker.app import Drain, _all_signals_drain, default_node, prepare_bucket, read_hint, served_models, sole_use
 from worker.description import read_gpu
 from worker.gpu import Device, Telemetry
 
@@ -111,6 +111,16 @@ def test_a_lost_device_ends_the_process_with_a_drain(monkeypatch):
     drain.over()
     assert done == ["renderer draining", "engine stopped"]
     assert drain.lost_device
+
+
+def test_every_polite_signal_drains(monkeypatch):
+    """Ctrl-C, a terminal that closes and SIGQUIT mean what SIGTERM means, whatever Celery had in mind."""
+    handlers = {number: f"Celery's for {number.name}" for number in signal.Signals}
+    monkeypatch.setattr(signal, "getsignal", handlers.get)
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    _all_signals_drain()
+    polite = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    assert {handlers[number] for number in polite} == {"Celery's for SIGTERM"}
 
 
 def test_a_process_that_has_grown_makes_room_for_a_new_one(monkeypatch):

@@ -136,6 +136,19 @@ def test_a_worker_that_keeps_dying_is_started_ever_more_slowly(run_launcher):
     wait_until(lambda: child.pause_s >= 0.4)
 
 
+def test_pauses_double_up_to_half_a_minute():
+    """Between the starts of a worker that dies young; one that lived for half a minute is started again at once."""
+    child = Child("box:cpu0", {}, started_at_s=100.0)
+    launcher = Launcher([child], [])
+    pauses_s = []
+    for _ in range(8):
+        launcher._bury(child, 1, 101.0)
+        pauses_s.append(child.start_at_s - 101.0)
+    assert pauses_s == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    launcher._bury(child, 1, 130.0)
+    assert (child.start_at_s, child.pause_s) == (130.0, 0.5)
+
+
 def test_stop_ends_every_worker(run_launcher):
     """After `run` has returned there is no process of ours."""
     children = [Child(f"box:cpu{number}", {}) for number in range(3)]

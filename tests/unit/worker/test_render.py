@@ -443,20 +443,24 @@ def test_an_image_of_a_stale_attempt_is_not_counted(renderer, ledger, engine):
 
 
 @pytest.mark.parametrize("error", [StorageDown("away"), Fatal("the storage refuses our credentials")])
-def test_images_wait_for_the_storage_and_then_no_more_is_claimed(renderer, ledger, store, error):
-    """Two finished images wait, the bound; the third unit is not claimed until they are delivered."""
-    job, hints = open_job(ledger, images=3)
+def test_images_wait_for_the_storage_and_then_no_more_is_claimed(renderer, ledger, engine, store, error):
+    """With two finished images waiting, the bound, a fourth unit is not claimed; the third, begun before, waits too."""
+    job, hints = open_job(ledger, images=4)
     store.down = error
-    outcomes = [in_thread(renderer.render, hint) for hint in hints[:2]]
-    while renderer.num_undelivered < 2:
-        time.sleep(0.01)
+    engine.holds = True
+    outcomes = [in_thread(renderer.render, hint) for hint in hints[:3]]
+    wait_until(lambda: len(engine.futures) == 3)
+    for hint in hints[:3]:
+        engine.settle(hint)
+    wait_until(lambda: renderer.num_undelivered == 3)
     assert not renderer.is_claiming
-    outcomes.append(in_thread(renderer.render, hints[2]))
+    engine.holds = False
+    outcomes.append(in_thread(renderer.render, hints[3]))
     time.sleep(0.2)
-    assert ledger.job(job).counts.rendering == 2
-    assert set(renderer.held) == set(hints[:2])
+    assert ledger.job(job).counts.rendering == 3
+    assert set(renderer.held) == set(hints[:3])
     store.down = None
-    assert [outcome.result(10) for outcome in outcomes] == [Outcome.STORED] * 3
+    assert [outcome.result(10) for outcome in outcomes] == [Outcome.STORED] * 4
     assert ledger.job(job).state is JobState.DONE
     assert renderer.is_claiming
 
