@@ -201,6 +201,20 @@ def test_vanished_messages_are_sent_again(worker):
     assert queue_length(worker.app, "scenes") == 3
 
 
+def test_one_that_vanished_among_others_is_sent_again_later(worker):
+    """While others wait in the queue it may only be slow: half a minute goes by first."""
+    worker.open_job(3)
+    worker.upkeep.beat()
+    worker.ledger._redis.lpop("render.scenes")
+    for _ in range(14):
+        worker.tick(2)
+        worker.upkeep.beat()
+    assert queue_length(worker.app, "scenes") == 2
+    worker.tick(3)
+    worker.upkeep.beat()
+    assert queue_length(worker.app, "scenes") == 5, "all three, for nobody knows which one is missing"
+
+
 def test_a_worker_that_cannot_claim_is_not_fed(worker):
     """While images wait for the storage it stays on the list, with no queue to its name."""
     worker.open_job(20)
