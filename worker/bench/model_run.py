@@ -176,7 +176,7 @@ class ModelRun:
             },
         )
         work = {"step_tflop": self._work.step, "decode_tflop": self._work.decode, "encode_tflop": self._work.encode}
-        self._put("work", value={name: round(tflop, 5) for name, tflop in work.items()})
+        self._put("work", value={name: _digits(tflop) for name, tflop in work.items()})
         self._voice.note(f"{subject.weights} weights, {self._plan.summary}")
 
     def _sweep(self) -> None:
@@ -209,16 +209,16 @@ class ModelRun:
         """Return a rate as the file has it. Raises AboveCeilingError."""
         tflop = self._work.image(calls=rate.calls, guided=native_unit(self._row, 0).guided)
         return {
-            "images_per_s": round(rate.images_per_s, 4),
-            "step_ms": round(rate.step_ms, 3),
-            "decode_ms": round(rate.decode_ms, 2),
-            "tflop_per_image": round(tflop, 4),
-            "share_of_ceiling": round(self._share(tflop * rate.images_per_s), 4),
-            "peak_memory_gib": None if rate.peak_bytes is None else round(rate.peak_bytes / _GIB, 2),
-            "joules_per_image": None if rate.energy is None else round(rate.energy.joules / rate.images, 2),
+            "images_per_s": _digits(rate.images_per_s),
+            "step_ms": _digits(rate.step_ms),
+            "decode_ms": _digits(rate.decode_ms),
+            "tflop_per_image": _digits(tflop),
+            "share_of_ceiling": _digits(self._share(tflop * rate.images_per_s)),
+            "peak_memory_gib": None if rate.peak_bytes is None else _digits(rate.peak_bytes / _GIB),
+            "joules_per_image": None if rate.energy is None else _digits(rate.energy.joules / rate.images),
             "energy_source": None if rate.energy is None else rate.energy.source,
             "images": rate.images,
-            "seconds": round(rate.seconds, 2),
+            "seconds": _digits(rate.seconds),
         }
 
     def _share(self, tflops: float) -> float:
@@ -236,11 +236,11 @@ class ModelRun:
             "mixed",
             value={
                 "batch": self._best,
-                "images_per_s": round(mixed.images / mixed.seconds, 4),
-                "tflop_per_s": round(mixed.tflops, 4),
-                "share_of_uniform": round(share, 4),
+                "images_per_s": _digits(mixed.images / mixed.seconds),
+                "tflop_per_s": _digits(mixed.tflops),
+                "share_of_uniform": _digits(share),
                 "images": mixed.images,
-                "seconds": round(mixed.seconds, 2),
+                "seconds": _digits(mixed.seconds),
             },
         )
         self._voice.note(f"{share:.0%} of the rate of the best batch of one kind")
@@ -253,7 +253,7 @@ class ModelRun:
 
     def _close(self) -> None:
         images_per_s = measure_closed(self._pipeline, self._row, self._best, images=self._farm_images)
-        self._put("end_to_end", value={"images": self._farm_images, "engine_images_per_s": round(images_per_s, 4)})
+        self._put("end_to_end", value={"images": self._farm_images, "engine_images_per_s": _digits(images_per_s)})
 
     def _unload(self) -> None:
         del self._pipeline
@@ -273,7 +273,7 @@ class ModelRun:
         self._put("diffusers", value={})
         for name, (batch, compiled) in kinds.items():
             rate = measure_reference(pipeline, self._row, batch=batch, compiled=compiled)
-            found = {"batch": batch, "images_per_s": round(rate, 4), "ratio": round(ours / rate, 4)}
+            found = {"batch": batch, "images_per_s": _digits(rate), "ratio": _digits(ours / rate)}
             self._put("diffusers", name, value=found)
             self._voice.note(f"{name}: {rate:.3f} images/s; ours is {ours / rate:.2f} times that")
         del pipeline
@@ -304,8 +304,8 @@ class ModelRun:
             images = self._farm_images
             rate = measure_farm(self._row, batch=self._best, images=images, settings=env, logs=Path(logs))
         bare = self._known["end_to_end"]["engine_images_per_s"]
-        self._put("end_to_end", "farm_images_per_s", value=round(rate, 4))
-        self._put("end_to_end", "ratio", value=round(rate / bare, 4))
+        self._put("end_to_end", "farm_images_per_s", value=_digits(rate))
+        self._put("end_to_end", "ratio", value=_digits(rate / bare))
         self._voice.note(f"the whole farm: {rate:.3f} images/s, {rate / bare:.1%} of the bare engine's")
 
     @contextmanager
@@ -328,6 +328,11 @@ class ModelRun:
 def best_of(rates: dict[int, float]) -> int:
     """Return the smallest batch whose rate is within three percent of the best."""
     return min(batch for batch, rate in rates.items() if rate >= (1 - WITHIN) * max(rates.values()))
+
+
+def _digits(value: float) -> float:
+    """Return a number with as many digits as a measurement may have."""
+    return float(f"{value:.5g}")
 
 
 def _in_words(found: dict[str, Any]) -> str:

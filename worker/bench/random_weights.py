@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import diffusers
 import torch
 from accelerate import init_empty_weights
-from transformers import CLIPTokenizer, T5Tokenizer
+from transformers import CLIPTokenizer, PreTrainedModel, T5Tokenizer
 
 from farm.plans import ModelSizes, plan_for_row
 from farm.plans.sizes import measure
@@ -165,15 +165,15 @@ def make_in_ram(build: Callable[[], torch.nn.Module], *, device: torch.device, d
     Drawn as torch's own layers do it, which takes a CPU minutes: matrices evenly within 1 / sqrt(inputs).
     """
     with init_empty_weights(include_buffers=False):
-        network = build().eval().to(dtype)
-    made: dict[int, torch.nn.Parameter] = {}
+        network: Any = build().eval().to(dtype)
     for module in network.modules():
-        for name, parameter in module._parameters.items():  # noqa: SLF001  the only place where a weight can be replaced
+        for name, parameter in module._parameters.items():  # noqa: SLF001  the only place where a weight is replaced
             if parameter is not None:
-                # Some networks have one weight under two names.
-                twin = made.setdefault(id(parameter), _drawn(parameter, name, device, dtype))
-                module._parameters[name] = twin  # noqa: SLF001
-    return network
+                module._parameters[name] = _drawn(parameter, name, device, dtype)  # noqa: SLF001
+    if isinstance(network, PreTrainedModel):
+        network.tie_weights()  # T5's embedding has two names
+    made: torch.nn.Module = network
+    return made
 
 
 def _drawn(parameter: torch.nn.Parameter, name: str, device: torch.device, dtype: torch.dtype) -> torch.nn.Parameter:
