@@ -80,7 +80,8 @@ class Compiled:
         if not self.is_regional:
             _mark_rows(bundle)
         try:
-            self._run = self._run or self._compile()
+            if self._run is None:
+                self._run = self._compile()
             return self._run(**bundle.inputs)
         except torch.OutOfMemoryError:
             raise
