@@ -105,11 +105,11 @@ class Ledger(Reports, Servers, Tenants, Chores):
         encoded = encode_entries(job.entries)
         # Entries are staged in pieces under a key that expires, so that neither a large job blocks Redis nor a crash
         # in between leaves anything; the commit makes the job visible in one step.
-        with translate_outage(), self._connection.redis.pipeline(transaction=False) as pipe:
+        with translate_outage(), self._connection.redis.pipeline(transaction=True) as pipe:
             while piece := list(islice(encoded, _STAGED_PER_CALL)):
                 pipe.rpush(entries_key, *piece)
-                pipe.expire(entries_key, _STAGING_EXPIRY_S)  # with each: any of them may be the last that arrives
-            pipe.execute()
+                pipe.expire(entries_key, _STAGING_EXPIRY_S)  # with each, in one step: any may be the last that arrives
+                pipe.execute()
         outcome, detail, *more = self._connection.run(
             "open",
             header.id,

@@ -3,6 +3,8 @@
 import time
 
 import pytest
+from redis.connection import Connection
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 import servers
 from expanded_jobs import expanded_job
@@ -301,6 +303,28 @@ def test_a_full_farm_says_so_and_keeps_nothing(ledger, clock):
     assert len(ledger._redis.keys("*:entries")) == 1
 
 
+def test_a_writer_that_is_cut_off_leaves_nothing_for_ever(ledger, clock, monkeypatch):
+    """The connection breaks right before the command that lets what was written expire."""
+    send, cuts = Connection.send_packed_command, []
+
+    def send_until_expire(self, command, **options):
+        data = b"".join([command] if isinstance(command, bytes) else command)
+        if (at := data.find(b"EXPIRE")) < 0:
+            return send(self, command, **options)
+        cuts.append(at)
+        send(self, [data[: data.rindex(b"*", 0, at)]], **options)
+        self.disconnect()
+        raise RedisConnectionError("cut")
+
+    monkeypatch.setattr(Connection, "send_packed_command", send_until_expire)
+    with pytest.raises(LedgerDown):
+        ledger.open(job_of(clock))
+    monkeypatch.undo()
+    time.sleep(0.2)  # until the server has read what was sent
+    assert cuts
+    assert [key for key in ledger._redis.keys("*:entries") if ledger._redis.ttl(key) < 0] == []
+
+
 def test_a_million_images_cost_their_prompts(ledger, clock):
     """100 prompts x 10,000 seeds grow Redis by less than 2 MB, and cancel leaves no queue behind."""
     before = ledger._redis.info("memory")["used_memory"]
@@ -386,4 +410,20 @@ def test_a_stopped_server_is_a_ledger_that_is_down():
             ledger.open(job_of())
         server.start()
         assert ledger.job(job_id).counts.queued == 2
+        ledger.close()
+
+
+def test_a_full_server_is_a_ledger_that_is_down():
+    """A Redis that may write nothing more accepts nothing, still answers, and works again when there is room."""
+    with servers.valkey() as server:
+        ledger = Ledger.connect(server.settings())
+        job_id = ledger.open(job_of()).id
+        ledger._redis.config_set("maxmemory", 1)
+        for change in (lambda: ledger.open(job_of()), lambda: ledger.cancel(job_id)):
+            with pytest.raises(LedgerDown):
+                change()
+        assert ledger.job(job_id).counts.queued == 1
+        ledger._redis.config_set("maxmemory", 0)
+        assert ledger.open(job_of()).created
+        assert ledger.num_jobs() == 2
         ledger.close()
