@@ -61,9 +61,7 @@ def _job(row: ModelRow, images: int, **fields: Any) -> dict[str, Any]:
 @contextmanager
 def _running(model: str, batch: int, settings: Mapping[str, str], logs: Path) -> Iterator[Callable[..., Any]]:
     """Run an API and a worker for `model`; yields what asks that API."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     env = {**child_env(), **settings, "FARM_WORKER_MODELS": model, "FARM_MAX_BATCH": str(batch)}
     api = f"http://127.0.0.1:{port}"
     with ExitStack() as farm:
@@ -110,6 +108,14 @@ def _finish(ask: Callable[..., Any], body: Mapping[str, Any]) -> dict[str, Any]:
     if job["state"] != "done":
         raise Fatal(f"the farm's job ended {job['state']}: {job['counts']}")
     return job
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @contextmanager
