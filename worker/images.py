@@ -110,8 +110,7 @@ def _filtered(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     for top in range(0, height, _BAND):  # what is done to a band is done in the CPU's caches: half the time
         rows, over = padded[1 + top :][:_BAND], padded[top:height][:_BAND]
         left, above = rows[:, :-3], over[:, 3:]
-        mean = left & above  # floor((left + above) / 2) without a ninth bit
-        mean += (left ^ above) >> 1
+        mean = (left & above) + ((left ^ above) >> 1)  # floor((left + above) / 2) without a ninth bit
         np.subtract(rows[:, 3:], mean, out=filtered[top : top + _BAND, 1:])
     return filtered
 

@@ -6,6 +6,7 @@ the engine may try again with fewer seats. Who sits, whose turn it is and what a
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,20 +76,17 @@ class Runs:
         calls = [seat.call for seat in seats]
         scales = pack([seat.schedule.input_scale[seat.call] for seat in seats], pipeline.device)
         latents = histories.current(slots, calls) * scales.view(-1, *[1] * len(histories.shape))
-        predictions = torch.empty_like(latents)
         rides = [_ride(seat) for seat in seats]
         for seat in seats:
             seat.memory.start_over()
-        for places in _forwards(seats, rides, guided=key.guided, is_padded=batch_shape is not None):
-            predictions[places] = pipeline.predict(
-                latents[places], [rides[place] for place in places], guided=key.guided, batch_shape=batch_shape
-            )
+        predictions = _predict(pipeline, latents, seats, rides, guided=key.guided, batch_shape=batch_shape)
         # The forward has succeeded; only now does anything change. Own steps and noise of the latest call are kept, so
         # that a repetition neither steps nor draws again.
         for place, seat in enumerate(seats):
             if seat.own_steps is not None:
                 before = histories.current([seat.slot], [seat.call])
-                after = seat.own_steps.step(seat.call, predictions[place : place + 1], before, seat.generator)
+                prediction = predictions[place : place + 1].clone()  # which schedulers keep
+                after = seat.own_steps.step(seat.call, prediction, before, seat.generator)
                 histories.put([seat.slot], [seat.call + 1], after)
         tabled = [place for place, seat in enumerate(seats) if seat.own_steps is None]
         if tabled:
@@ -96,7 +94,7 @@ class Runs:
                 [slots[place] for place in tabled],
                 [calls[place] for place in tabled],
                 [seats[place].schedule for place in tabled],
-                predictions[tabled] if len(tabled) < len(seats) else predictions,
+                predictions if len(tabled) == len(seats) else _rows(predictions, tabled),
                 [seats[place].noise.draw(calls[place]) for place in tabled],
             )
         for seat in seats:
@@ -147,6 +145,36 @@ def schedule_of(pipeline: Pipeline, unit: Unit, inputs: Inputs) -> Schedule:
 
 def _flaw_of(latents: torch.Tensor) -> str | None:
     return None if bool(torch.isfinite(latents).all()) else "not finite (NaN)"
+
+
+def _predict(
+    pipeline: Pipeline,
+    latents: torch.Tensor,
+    seats: list[Seat],
+    rides: list[Ride],
+    *,
+    guided: bool,
+    batch_shape: int | None,
+) -> torch.Tensor:
+    """Return the predictions of all seats, by as few forwards as they can share.
+
+    They may lie in the module's own memory, and are good until its next forward.
+    """
+    predict = partial(pipeline.predict, guided=guided, batch_shape=batch_shape)
+    forwards = list(_forwards(seats, rides, guided=guided, is_padded=batch_shape is not None))
+    if len(forwards) == 1:
+        return predict(latents, rides)
+    predictions = torch.empty_like(latents)
+    for places in forwards:
+        made = predict(_rows(latents, places), [rides[place] for place in places])
+        for place, row in zip(places, made, strict=True):
+            predictions[place] = row
+    return predictions
+
+
+def _rows(tensor: torch.Tensor, places: list[int]) -> torch.Tensor:
+    """Return these rows. Unlike an index made of a list, single places need not be copied to the device first."""
+    return torch.stack([tensor[place] for place in places])
 
 
 def _ride(seat: Seat) -> Ride:
