@@ -12,12 +12,15 @@ import httpx
 import pytest
 
 from farm.jobs import JobState, UnitState
+from farm.storage import manifest_key
 from faulty import MAX_BATCH, is_running, job_body, stopped
 
 pytestmark = pytest.mark.slow
 
 NUM_THREADS = MAX_BATCH + 2
 """As many units a worker holds at most. What it says last may be on its way when it is asked what it holds."""
+STAGED_S = 600
+"""So long Redis keeps what had arrived of a job whose API died."""
 
 
 def taken_over(farm, job, held):
@@ -29,8 +32,13 @@ def taken_over(farm, job, held):
     return lambda: any(is_taken_over(farm.ledger.image(job, index)) for index in held)
 
 
+def strikes(farm, job):
+    """Return how many strikes a job's images have, all together."""
+    return sum(len(image.history) for image in farm.ledger.images(job))
+
+
 def test_a_killed_worker_is_replaced_and_its_units_are_taken_over(farm, undisturbed):
-    """Kill -9 in mid-job: another worker takes its units as soon as their leases have run out."""
+    """Kill -9 in mid-job: another worker takes its units as soon as their leases have run out; each has a strike."""
     job = farm.post()
     farm.wait_for_images(job, 4)
     worker = farm.holder(job)
@@ -39,7 +47,7 @@ def test_a_killed_worker_is_replaced_and_its_units_are_taken_over(farm, undistur
         with farm.disturbed("a worker is killed", job, resumed=taken_over(farm, job, held)):
             os.kill(worker.pid, signal.SIGKILL)
     farm.finish(job, like=undisturbed)
-    assert 0 < farm.ledger.job(job).retries <= NUM_THREADS
+    assert 0 < farm.ledger.job(job).retries == strikes(farm, job) <= NUM_THREADS
     farm.launcher()  # waits for as many workers as before
     assert worker.name not in {report.name for report in farm.workers()}
 
@@ -49,17 +57,17 @@ def test_a_worker_told_to_go_gives_everything_back_at_once(farm, undisturbed):
     job = farm.post()
     farm.wait_for_images(job, 4)
     worker = farm.holder(job)
-    with farm.disturbed("a worker is told to go", job):
+    with farm.disturbed("a worker is told to go", job, resumed=lambda: not farm.held_by(worker.name, job)):
         os.kill(worker.pid, signal.SIGTERM)
         os.kill(worker.pid, signal.SIGTERM)
     farm.finish(job, like=undisturbed)
-    assert all(not image.history for image in farm.ledger.images(job))
+    assert strikes(farm, job) == 0
     farm.wait(lambda: not is_running(worker.pid))
     assert worker.name not in {report.name for report in farm.ledger.workers()}
 
 
 def test_a_worker_that_wakes_up_too_late_is_refused(farm, undisturbed):
-    """Frozen past its lease it loses its units; when it goes on, what it finishes is not counted a second time."""
+    """Frozen past its lease it loses its units, a strike each; when it goes on, it drops them and takes others."""
     job = farm.post()
     farm.wait_for_images(job, 2)
     worker = farm.holder(job)
@@ -69,8 +77,12 @@ def test_a_worker_that_wakes_up_too_late_is_refused(farm, undisturbed):
             pass
         farm.wait(lambda: farm.ledger.job(job).state.is_final)
     farm.finish(job, like=undisturbed)
-    assert farm.ledger.job(job).retries <= NUM_THREADS
-    farm.finish(farm.post(), like=undisturbed)
+    assert 0 < farm.ledger.job(job).retries == strikes(farm, job) <= NUM_THREADS
+    has_worked = False
+    while not has_worked:  # the other one may be quicker
+        job = farm.post()
+        farm.finish(job, like=undisturbed)
+        has_worked = worker.node in {image.worker for image in farm.ledger.images(job)}
     assert is_running(worker.pid), "it works on as if nothing had been"
 
 
@@ -136,10 +148,12 @@ def test_a_killed_api_loses_nothing_it_accepted_and_keeps_nothing_else(farm, und
         request.join()
     farm.api_line.mend()
     assert farm.ledger.num_jobs() == num_jobs
+    assert all(0 < farm.raw.ttl(key) <= STAGED_S for key in staged(farm))
     farm.finish(job, like=undisturbed)
 
     with farm.api() as (_, client):
         assert client.get(f"/v1/jobs/{job}").json()["state"] == "done"
+        farm.wait(lambda: farm.store.exists(manifest_key(job)))
         answers = [client.post("/v1/jobs", json=large, headers=key).raise_for_status().json()["id"] for _ in range(2)]
         assert answers[0] == answers[1]
         client.delete(f"/v1/jobs/{answers[0]}").raise_for_status()
