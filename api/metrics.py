@@ -129,7 +129,8 @@ def _tenants(tenants: Sequence[TenantStatus]) -> Iterator[Metric]:
 
 
 _WORKER_GAUGES: Final = (
-    ("farm_worker_seats", "Seats of a lane.", "max_batch"),
+    ("farm_worker_seats", "Seats of a lane, at most.", "max_batch"),
+    ("farm_worker_seats_useful", "Seats of its largest lane, as many as pay.", "useful_seats"),
     ("farm_worker_seats_taken", "Seats taken now.", "running"),
     ("farm_worker_images_waiting", "Units claimed and waiting for a seat.", "waiting"),
     ("farm_worker_images_undelivered", "Finished images waiting for storage.", "undelivered"),

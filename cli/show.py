@@ -200,7 +200,7 @@ def workers_table(workers: Sequence[Json]) -> Table:
             escape(str(worker.get("node") or worker.get("name"))),
             escape(str((worker.get("gpu") or {}).get("name") or worker.get("device", ""))),
             escape(", ".join(worker.get("resident") or ()) or "-"),
-            f"{worker.get('running', 0)}/{worker.get('max_batch', '?')}",
+            f"{worker.get('running', 0)}/{worker.get('seats') or worker.get('max_batch', '?')}",
             str(worker.get("waiting", 0)),
             str(worker.get("images", 0)),
             str(worker.get("failures") or "-"),

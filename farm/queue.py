@@ -17,6 +17,7 @@ import kombu
 from celery import Celery
 from celery.app.amqp import AMQP
 from kombu import Exchange, Queue
+from kombu.asynchronous import get_event_loop
 from kombu.exceptions import KombuError, OperationalError
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
@@ -34,6 +35,8 @@ _LONGEST_PAUSE_S: Final = 2.0
 """Between two tries of a worker to reach Redis."""
 _QUEUE_PREFIX: Final = "render."
 _URGENT: Final = ":urgent"
+_MAX_HELD: Final = "max_held"
+"""Our own among the transport's options."""
 _NOBODYS_QUEUE: Final = f"{_QUEUE_PREFIX}:none"
 """Read by who has nothing to read: kombu asks again what to read after each read, and only then."""
 
@@ -45,6 +48,11 @@ class _QoS(virtual.QoS):  # type: ignore[misc]  # kombu ships no types
     brings work back, in seconds, so that this would only leave messages behind, cost two round trips each, and stop a
     reader for good: by an ack that Redis did not hear, or by a message that a full Redis could not note.
     """
+
+    def can_consume(self) -> bool:
+        """Return whether to read on: below the prefetch limit, and below that of `hold_at_most`."""
+        limit = self.channel.connection.client.transport_options.get(_MAX_HELD)
+        return super().can_consume() and (limit is None or len(self._delivered) - len(self._dirty) < limit())
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  kombu's signature
         """Take a message off the books; put back one that came when its reader had just stopped, if Redis is there."""
@@ -185,6 +193,21 @@ def read_only(app: Celery, models: Callable[[], Collection[str]]) -> None:
             return last_used
 
     app.conf.broker_transport_options = {**app.conf.broker_transport_options, "queue_order_strategy": Order}
+
+
+def hold_at_most(app: Celery, limit: Callable[[], int]) -> None:
+    """Have a worker of `app` read no further while `limit()` messages are not done; asked before each read.
+
+    What is not read is there for others. `read_on` says that the limit has risen; a message that is done says so too.
+    """
+    app.conf.broker_transport_options = {**app.conf.broker_transport_options, _MAX_HELD: limit}
+
+
+def read_on() -> None:
+    """Have this process' worker look whether it may read; any thread. Without one nothing happens."""
+    hub = get_event_loop()
+    if hub is not None:
+        hub.call_soon(lambda: None)
 
 
 def publish(app: Celery, hints: Sequence[tuple[str, Hint]]) -> None:

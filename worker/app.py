@@ -18,7 +18,7 @@ import tempfile
 import threading
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 from celery import bootsteps, signals
@@ -28,7 +28,7 @@ from farm.errors import FarmError, LedgerDown, StorageDown
 from farm.jobs import Hint
 from farm.ledger import Ledger
 from farm.logs import configure_logging
-from farm.queue import RENDER_TASK, make_celery, queues, read_only
+from farm.queue import RENDER_TASK, hold_at_most, make_celery, queues, read_on, read_only
 from farm.settings import Settings
 from farm.storage import Store
 from worker.description import Description
@@ -41,6 +41,8 @@ from worker.models import WorkerModels
 from worker.render import Renderer
 from worker.reuse import Reuse
 from worker.serving import Serving
+from worker.tuning.caps import Caps
+from worker.tuning.store import TUNING_FOLDER, Measured, Origin
 from worker.upkeep import Appetite, Upkeep
 
 if TYPE_CHECKING:
@@ -86,12 +88,21 @@ def run(settings: Settings) -> int:
         ledger = Ledger.connect(settings)
         store = Store.connect(settings)
         prepare_bucket(store)
+        measured = Measured(settings.tuning_dir or settings.models_dir / TUNING_FOLDER, Origin.of(device))
         weights = WorkerModels(settings, catalog, device)
+        nudge = threading.Event()
+
+        def fill_seats() -> None:
+            nudge.set()
+            read_on()
+
         engine = Engine(
             weights.load,
             max_batch=settings.max_batch,
             fits=weights.fits,
             read_ahead=weights.read_ahead,
+            caps=Caps(measured) if measures_batches(settings.measure_batch, device) else None,
+            on_more_seats=fill_seats,
             finishing=Finishing(settings.models_dir, device.torch),
         )
         serving = Serving(
@@ -100,11 +111,9 @@ def run(settings: Settings) -> int:
             ledger=ledger,
             device=engine,
             fits=weights.fits,
-            max_batch=settings.max_batch,
             wait_s=settings.model_wait_s,
         )
-        nudge = threading.Event()
-        appetite = Appetite(settings.max_batch, nudge)
+        appetite = Appetite(lambda: engine.seats, nudge)
         renderer = Renderer(
             name,
             ledger=ledger,
@@ -118,6 +127,7 @@ def run(settings: Settings) -> int:
         )
         app = make_celery(settings)
         read_only(app, lambda: serving.models)
+        hold_at_most(app, lambda: engine.seats + _SPARE_THREADS)
         upkeep = Upkeep(
             node,
             ledger=ledger,
@@ -143,6 +153,11 @@ def run(settings: Settings) -> int:
         say_goodbye(ledger, name)
         drain.over()
         return 1 if drain.lost_device else code
+
+
+def measures_batches(choice: Literal["auto", "on", "off"], device: Device) -> bool:
+    """Return whether it is measured how many seats pay; else lanes have FARM_MAX_BATCH. A CPU gains little by it."""
+    return choice == "on" or (choice == "auto" and device.torch.type == "cuda")
 
 
 def default_node(device: Device) -> str:

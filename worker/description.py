@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field
+from typing import Final
 
 from farm.ledger.records import Gpu, WorkerReport
 from worker.engine import Engine
 from worker.gpu import Device, read_telemetry
 from worker.render import Renderer
 from worker.serving import Serving
+
+_CAPS_TOLD: Final = 20
+"""Lanes whose caps a report carries, the ones most lately known: clients may ask for any number of sizes."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Description:
             loads=stats.loads,
             loading_s=stats.loading_s,
             max_batch=stats.max_batch,
+            seats=stats.seats,
+            caps=dict(list(stats.caps.items())[-_CAPS_TOLD:]),
             running=stats.running,
             waiting=stats.waiting,
             undelivered=self.renderer.num_undelivered,

@@ -49,6 +49,7 @@ class Engine:
         read_ahead: Callable[[str], None] = lambda _model: None,
         patience: int = DEFAULT_PATIENCE,
         caps: Caps | None = None,
+        on_more_seats: Callable[[], None] = lambda: None,
         finishing: Finishing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -56,10 +57,11 @@ class Engine:
 
         `read_ahead` is told of models that will be loaded; it must return at once. With `caps` a lane has as many
         seats as pay, up to `max_batch`, which is found out when a second unit wants one. Lanes under `invariant` have
-        `max_batch` all the same.
+        `max_batch` all the same. `on_more_seats` is called, on any thread, when `seats` has risen.
         """
         self._max_batch = max_batch
         self._caps = caps
+        self._on_more_seats = on_more_seats
         self._finishing = finishing or Finishing()
         self._clock = clock
         # The lock guards the roster and the counters. Device, runs and residents belong to the engine's thread alone,
@@ -109,8 +111,11 @@ class Engine:
         with self._lock:
             if self._closed is not None:
                 raise EngineStopped(self._closed)
+            before = self._roster.seats
             self._roster.join(seat.key, seat)
             self._lock.notify_all()
+        if self._roster.seats > before:
+            self._on_more_seats()
         return seat.future
 
     def expect(self, model: str) -> None:
@@ -313,7 +318,10 @@ class Engine:
             extra = {"action": "batch_unmeasured", "model": lane.key.model}
             log.warning("the best batch of %s was not found: %s", lane.key, failure, extra=extra)
         with self._lock:
+            before = self._roster.seats
             self._roster.settle(lane, found[0] if found else most)
+        if self._roster.seats > before:
+            self._on_more_seats()
 
     def _step(self, lane: Lane[BatchKey, Seat], pipeline: Pipeline) -> None:
         riders = lane.aboard

@@ -27,6 +27,10 @@ class Device(Protocol):
     """What the engine has to say about models, and to be told."""
 
     @property
+    def seats(self) -> int:
+        """Units worth having at once."""
+
+    @property
     def load_s(self) -> Mapping[str, float]:
         """What loading each model took, typically; of those that were loaded."""
 
@@ -52,7 +56,6 @@ class Serving:
         ledger: Ledger,
         device: Device,
         fits: Callable[[Collection[str]], bool],
-        max_batch: int,
         wait_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -61,7 +64,6 @@ class Serving:
         self._ledger = ledger
         self._device = device
         self._fits = fits
-        self._max_batch = max_batch
         self._wait_s = wait_s
         self._clock = clock
         self._since_s = clock()
@@ -98,7 +100,7 @@ class Serving:
             if choice == self._serving:
                 return False
             if self._ledger.serve(
-                self._worker, choice, models=self._able, max_batch=self._max_batch, version=demand.version
+                self._worker, choice, models=self._able, seats=self._device.seats, version=demand.version
             ):
                 self._change(choice, demand.models)
                 return True

@@ -43,11 +43,18 @@ _WATCH_S: Final = 1.0
 class Appetite:
     """Says when to feed again: when half of what a worker has handed out ahead is claimed, not at each claim."""
 
-    def __init__(self, max_batch: int, nudge: threading.Event) -> None:
-        self._half = max_batch  # of two units for each seat
+    def __init__(self, seats: Callable[[], int], nudge: threading.Event) -> None:
+        """Reckon with `seats()` units that are worth having at once."""
+        self._seats = seats
+        self._half = seats()  # of two units for each seat
         self._nudge = nudge
         self._claims = 0  # lost counts do no harm: the next beat feeds anyway
         self._is_short = False
+
+    @property
+    def seats(self) -> int:
+        """Units worth having at once, by now."""
+        return self._seats()
 
     def claimed(self) -> None:
         """Count a claim; any thread."""
@@ -58,6 +65,7 @@ class Appetite:
     def fed(self, num_units: int) -> None:
         """Start over. After a feed that found nothing each claim may be the last, and another model next."""
         self._claims = 0
+        self._half = self._seats()
         self._is_short = num_units == 0
 
 
@@ -97,6 +105,7 @@ class Upkeep:
         self._has_greeted = False
         self._has_work_come = False
         self._is_cut_off = False
+        self._seats_told = math.inf  # nothing is told before the first beat
         self._beat_at_s = -math.inf  # when the latest beat got through
         self._reap_from_s = math.inf
         self._threads = [
@@ -127,11 +136,7 @@ class Upkeep:
             returned = self._ledger.reap_node(self._node, keep=self._renderer.name)
             self._has_greeted = True
             log.info("took %d units of a predecessor back", returned, extra={"action": "node_reaped"})
-        report = self._describe()
-        # A worker that claims nothing reads no queue: its seats must not be counted on.
-        sent_at = self._ledger.report(
-            report if self._renderer.is_claiming else report.model_copy(update={"models": (), "serving": ()})
-        )
+        sent_at = self._report()
         # Leases that ran out while Redis was away, or frozen, are not their holders' fault: when it is back, as at our
         # own start, everybody gets a lease's time to renew before anybody reaps.
         if self._clock() - self._beat_at_s > self._lease_s * _CUT_OFF:
@@ -151,10 +156,21 @@ class Upkeep:
             return
         if choose:
             self._serving.update()
+        if self._appetite.seats > self._seats_told:
+            self._report()  # or nothing is handed out for the new ones until the next beat
         num_units = feed(self._ledger, self._app, self._serving.models)
         if num_units == 0 and not choose and self._serving.update():
             num_units = feed(self._ledger, self._app, self._serving.models)
         self._appetite.fed(num_units)
+
+    def _report(self) -> float:
+        """Tell the ledger how things are; return what it does."""
+        report = self._describe()
+        self._seats_told = report.useful_seats
+        # A worker that claims nothing reads no queue: its seats must not be counted on.
+        return self._ledger.report(
+            report if self._renderer.is_claiming else report.model_copy(update={"models": (), "serving": ()})
+        )
 
     def _rehint(self) -> None:
         """Send messages again for units that were handed out and are claimed by nobody."""

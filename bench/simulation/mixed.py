@@ -115,10 +115,14 @@ class SimulatedWorker:
             ledger=ledger,
             device=self,
             fits=lambda models: len(models) <= 1,
-            max_batch=scenario.seats,
             wait_s=scenario.wait_s,
             clock=clock,
         )
+
+    @property
+    def seats(self) -> int:
+        """Its seats."""
+        return self._scenario.seats
 
     @property
     def resident_models(self) -> tuple[str, ...]:
@@ -230,7 +234,7 @@ class Simulation:
         """Render an image of each model before the clock starts: the farm knows what they cost."""
         worker = self._workers[0].name
         self._ledger.serve(
-            worker, tuple(LOADS_S), models=tuple(LOADS_S), max_batch=1, version=self._ledger.demand().version
+            worker, tuple(LOADS_S), models=tuple(LOADS_S), seats=1, version=self._ledger.demand().version
         )
         for model in self._scenario.images:
             self._open(model, "warm-up", 1, Priority.NORMAL)

@@ -92,6 +92,11 @@ class SimulatedEngine:
         return len(gone)
 
     @property
+    def seats(self) -> int:
+        """The seats of the card."""
+        return self._plan.max_batch
+
+    @property
     def load_s(self) -> Mapping[str, float]:
         """Nothing is loaded."""
         return {}

@@ -88,7 +88,11 @@ class WorkerReport(BaseModel):
     load_s: dict[str, float] = Field({}, description="Seconds that loading a model typically took here, by model.")
     loads: int = Field(0, description="Models loaded.")
     loading_s: float = Field(0.0, description="Seconds spent on that; no part of busy_s.")
-    max_batch: int
+    max_batch: int = Field(description="Seats of a lane, at most.")
+    seats: int | None = Field(
+        None, description="Units worth having at once: the seats of its largest lane, as measured on its device."
+    )
+    caps: dict[str, int] = Field({}, description="Seats that pay, or that fit, where that is known; by lane.")
     running: int = Field(0, description="Seats taken now.")
     waiting: int = Field(0, description="Units claimed and waiting for a seat.")
     undelivered: int = Field(0, description="Finished images waiting for storage.")
@@ -101,6 +105,11 @@ class WorkerReport(BaseModel):
     started_at: float
     seen_at: float = Field(0.0, description="Unix time by the ledger's clock; set by the ledger.")
     gpu: Gpu | None = None
+
+    @property
+    def useful_seats(self) -> int:
+        """Units worth having at once, `max_batch` of a worker that measures nothing."""
+        return self.max_batch if self.seats is None else self.seats
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ class Servers:
             report.name,
             report.node,
             stamped.model_dump_json(),
-            report.max_batch,
+            report.useful_seats,
             ",".join(report.models),
             ",".join(report.models if report.serving is None else report.serving),
             _FORGET_WORKER_S,
@@ -68,14 +68,12 @@ class Servers:
             models[model] = ModelDemand(top_priority=None if priority is None else Priority(priority), **found)
         return Demand(models=models, **answer)
 
-    def serve(
-        self, worker: str, serving: Sequence[str], *, models: Sequence[str], max_batch: int, version: int
-    ) -> bool:
+    def serve(self, worker: str, serving: Sequence[str], *, models: Sequence[str], seats: int, version: int) -> bool:
         """Serve these of one's `models` from now on; False when another worker chose since `version` was looked at.
 
         What was handed out for a model that nobody serves any more goes back to the backlog, unless it is claimed.
         """
-        answer = self._connection.run("serve", worker, version, max_batch, ",".join(models), ",".join(serving))
+        answer = self._connection.run("serve", worker, version, seats, ",".join(models), ",".join(serving))
         return bool(answer)
 
     def news(self, timeout_s: float) -> list[News]:

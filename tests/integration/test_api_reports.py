@@ -50,6 +50,17 @@ def test_workers_are_those_that_are_alive(api):
     assert api.get("/v1/workers").json()["data"] == []
 
 
+def test_workers_tell_how_many_seats_pay(api):
+    """What was measured is told by lane, and as one number; a worker that measures nothing has all its seats."""
+    caps = {"scenes 128x128 guided fast": 2}
+    api.parts.ledger.report(heartbeat(seats=2, caps=caps))
+    (worker,) = api.get("/v1/workers").json()["data"]
+    assert (worker["max_batch"], worker["seats"], worker["caps"]) == (4, 2, caps)
+    assert metrics_of(api)["farm_worker_seats_useful", (("node", "host:gpu0"),)] == 2
+    api.parts.ledger.report(heartbeat())
+    assert metrics_of(api)["farm_worker_seats_useful", (("node", "host:gpu0"),)] == 4
+
+
 def test_throughput_is_told_by_window_model_and_worker(api):
     """What was stored shows in all windows, under its model and its worker's node."""
     api.post_job(num_images_per_prompt=6)

@@ -137,7 +137,7 @@ def test_one_worker_answers_a_demand(ledger):
     for name in (ALICE, BOB):
         ledger.report(report(name, ("scenes",)))
     version = ledger.demand().version
-    choice = {"models": MODELS, "max_batch": 4, "version": version}
+    choice = {"models": MODELS, "seats": 4, "version": version}
     assert ledger.serve(ALICE, ("sd15",), **choice)
     assert ledger.serve(ALICE, ("sd15",), **choice)
     assert not ledger.serve(BOB, ("sd15",), **choice)

@@ -35,6 +35,8 @@ log: Final = logging.getLogger(__name__)
 
 FORMAT: Final = 1
 """Counts up when entries mean something else; a file of another format is put aside."""
+TUNING_FOLDER: Final = ".tuning"
+"""In the models folder, where no other is named."""
 MAX_ENTRIES: Final = 4000
 """Entries of one file. The oldest go first: those of library versions and models that nobody uses any more."""
 _LOCK_WAIT_S: Final = 2.0

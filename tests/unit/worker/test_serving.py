@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from expanded_jobs import expanded_job
 from farm.catalog import Catalog
 from farm.jobs import Hint, UnitState, UrgentHint
 from farm.ledger import Ledger, WorkerReport
-from farm.queue import RENDER_TASK, make_celery, publish, queue_length, queues, read_only
+from farm.queue import RENDER_TASK, hold_at_most, make_celery, publish, queue_length, queues, read_on, read_only
 from farm.settings import Settings
 from worker.pipelines.base import NO_INPUTS
 from worker.render import Outcome, Renderer
@@ -25,6 +26,7 @@ class PretendEngine:
     """Remembers what it was told."""
 
     def __init__(self) -> None:
+        self.seats = 4
         self.load_s = {}
         self.resident_models = MODELS
         self.expected = []
@@ -53,7 +55,6 @@ class Worker:
             ledger=self.ledger,
             device=self.engine,
             fits=lambda together: len(together) <= 1,
-            max_batch=4,
             wait_s=60.0,
             clock=lambda: self.now,
         )
@@ -208,6 +209,59 @@ def test_urgent_messages_are_read_first(redis_url):
             time.sleep(0.02)
     assert got == ["now", "now"] + ["bulk"] * 20
     app.close()
+
+
+def test_no_more_is_read_than_seats_want(redis_url):
+    """What a worker has no use for is there for others: it reads as far as its limit says, which rises and falls."""
+    app = make_celery(Settings(redis_url=redis_url))
+    limit = 2
+    hold_at_most(app, lambda: limit)
+    begun, finished = [], threading.Semaphore(0)
+
+    @app.task(name=RENDER_TASK, shared=False)
+    def render(_job, index, _attempt):
+        begun.append(index)
+        finished.acquire(timeout=20)
+
+    app.conf.task_queues = queues(["scenes"])
+
+    def expect(count):
+        deadline = time.monotonic() + 10
+        while len(begun) < count and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.3)
+        assert begun == list(range(count))
+
+    publish(app, [("scenes", Hint("job", n, 1)) for n in range(12)])
+    options = {"pool": "threads", "concurrency": 8, "perform_ping_check": False, "without_heartbeat": True}
+    with start_worker(app, **options):
+        expect(2)
+        assert queue_length(app, "scenes") == 10
+        finished.release()
+        expect(3)
+        limit = 5
+        read_on()
+        expect(6)
+        limit = 1
+        for _ in range(5):
+            finished.release()
+        expect(7)
+        assert queue_length(app, "scenes") == 5
+        for _ in range(6):
+            finished.release()
+        expect(12)
+    app.close()
+
+
+def test_a_worker_that_may_read_on_is_woken(monkeypatch):
+    """Its loop sleeps for up to seconds; where there is none yet nothing happens."""
+    turns = []
+    monkeypatch.setattr("farm.queue.get_event_loop", lambda: SimpleNamespace(call_soon=turns.append))
+    read_on()
+    assert len(turns) == 1
+    turns[0]()
+    monkeypatch.setattr("farm.queue.get_event_loop", lambda: None)
+    read_on()
 
 
 def test_a_unit_of_a_model_that_was_left_goes_back(pair):

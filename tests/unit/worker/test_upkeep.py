@@ -75,7 +75,8 @@ class Worker:
         self.renderer = PretendRenderer()
         self.serving = PretendServing("scenes")
         self.nudge = threading.Event()
-        self.appetite = Appetite(4, self.nudge)
+        self.seats = 4
+        self.appetite = Appetite(lambda: self.seats, self.nudge)
         self.upkeep = self.make_upkeep()
 
     def make_upkeep(self):
@@ -88,7 +89,7 @@ class Worker:
             app=self.app,
             serving=self.serving,
             appetite=self.appetite,
-            describe=lambda: report(ME).model_copy(update={"serving": self.serving.models}),
+            describe=lambda: report(ME).model_copy(update={"serving": self.serving.models, "seats": self.seats}),
             lease_s=self.settings.lease_s,
             nudge=self.nudge,
             clock=self.clock,
@@ -250,10 +251,38 @@ def test_when_nothing_is_left_the_next_model_is_chosen_at_once(worker):
     assert worker.serving.models == ("other",)
 
 
+def test_units_are_handed_out_for_the_seats_that_are_of_use(worker):
+    """A worker whose card gains nothing by a batch has two units ahead; that more seats pay it tells at once."""
+    worker.open_job(40)
+    worker.seats = 1
+    worker.upkeep.beat()
+    assert queue_length(worker.app, "scenes") == 2
+    worker.upkeep.find_work(choose=False)
+    assert queue_length(worker.app, "scenes") == 2
+    worker.seats = 4
+    worker.upkeep.find_work(choose=False)
+    assert queue_length(worker.app, "scenes") == 8
+    worker.seats = 1
+    worker.upkeep.find_work(choose=False)
+    assert worker.ledger.workers()[0].seats == 4, "fewer can wait for the beat"
+    worker.upkeep.beat()
+    assert worker.ledger.workers()[0].seats == 1
+
+
+def test_fewer_seats_ask_for_more_sooner():
+    """Half of what is handed out ahead follows the seats, or the last of them would be claimed with nobody asking."""
+    nudge, seats = threading.Event(), 8
+    appetite = Appetite(lambda: seats, nudge)
+    seats = 1
+    appetite.fed(2)
+    appetite.claimed()
+    assert nudge.is_set()
+
+
 def test_claims_ask_for_more_when_half_is_gone():
     """Four seats have eight units ahead; and when there was no more to hand out, each claim asks."""
     nudge = threading.Event()
-    appetite = Appetite(4, nudge)
+    appetite = Appetite(lambda: 4, nudge)
     appetite.fed(8)
     for claims in range(1, 5):
         appetite.claimed()
