@@ -55,11 +55,14 @@ class Lane(Generic[K, P]):
         self.is_settled = is_settled  # or `cap` stands until it is known how many seats pay
         self.waiting: deque[P] = deque()
         self._slots: list[P | None] = [None] * num_slots
+        self._seated: list[P] | None = []  # in order; None when somebody has come or gone since
 
     @property
     def seated(self) -> list[P]:
-        """Passengers with a seat, oldest first."""
-        return sorted((p for p in self._slots if p is not None), key=lambda p: p.arrived)
+        """Passengers with a seat, oldest first. The list never changes: who comes or goes makes another."""
+        if self._seated is None:
+            self._seated = sorted((p for p in self._slots if p is not None), key=lambda p: p.arrived)
+        return self._seated
 
     @property
     def num_slots(self) -> int:
@@ -74,7 +77,7 @@ class Lane(Generic[K, P]):
     @property
     def is_empty(self) -> bool:
         """Whether nobody sits or waits here."""
-        return not self.waiting and all(p is None for p in self._slots)
+        return not self.waiting and not self.seated
 
     @property
     def oldest(self) -> int:
@@ -97,6 +100,7 @@ class Lane(Generic[K, P]):
                 passenger = self.waiting.popleft()
                 passenger.slot = slot
                 self._slots[slot] = passenger
+                self._seated = None
                 taken.append(passenger)
         return taken
 
@@ -104,6 +108,7 @@ class Lane(Generic[K, P]):
         """Take `passenger` out, whether it waits or sits; return whether it was here."""
         if passenger.slot >= 0:
             self._slots[passenger.slot] = None
+            self._seated = None
             passenger.slot = -1
         elif passenger in self.waiting:
             self.waiting.remove(passenger)

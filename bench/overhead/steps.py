@@ -117,7 +117,7 @@ def profile(*, batch: int, passes: int) -> None:
     for size_px in SIZES_PX:
         bench = Bench(batch=batch, size_px=size_px)
         bench.run(WARM_UP_PASSES, Clock())
-        profiler = cProfile.Profile()
+        profiler = cProfile.Profile(time.thread_time)
         profiler.enable()
         bench.run(passes, Clock())
         profiler.disable()
