@@ -29,6 +29,12 @@ class Settings(BaseSettings):
     )
     s3_bucket: str = Field("farm", description="Bucket for images; created when missing.")
     s3_region: str = "us-east-1"
+    s3_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        description="Seconds that the storage may stay silent before a request is made again; work goes on within two"
+        " leases of an outage's end if this is less than that.",
+    )
     s3_access_key: str | None = None
     s3_secret_key: str | None = None
     url_expiry_s: int = Field(3600, ge=1, le=604_800, description="Seconds a presigned URL stays valid.")

@@ -302,9 +302,9 @@ def _client(settings: Settings, endpoint: str | None) -> Any:
         endpoint_url=endpoint,
         config=Config(
             signature_version="s3v4",
-            connect_timeout=3,
-            read_timeout=20,
-            # Short: whoever calls keeps the image and its lease, and tries again in its own rhythm.
+            connect_timeout=min(3.0, settings.s3_timeout_s),
+            read_timeout=settings.s3_timeout_s,
+            # Few: whoever calls keeps the image and its lease, and tries again in its own rhythm.
             retries={"mode": "standard", "total_max_attempts": 2},
             # Buckets as host names need DNS that only AWS has.
             s3={"addressing_style": "path" if endpoint else "auto"},

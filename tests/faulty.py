@@ -93,6 +93,7 @@ class Farm:
             "max_undelivered": 6,
             "max_attempts": MAX_ATTEMPTS,
             "lease_s": LEASE_S,
+            "s3_timeout_s": LEASE_S,
             **settings,
         }
         self.settings = Settings(**self._values, redis_url=redis.url)

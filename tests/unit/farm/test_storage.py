@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import tracemalloc
 import urllib.error
@@ -11,6 +12,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from fake_http import answering
 from farm.errors import Fatal, StorageDown
 from farm.settings import Settings
 from farm.storage import NoSuchObject, Store, object_key
@@ -41,6 +43,22 @@ def test_what_was_put_comes_back_and_is_replaced_by_a_second_put(store):
     assert store.exists("jobs/a/0.png")
     assert list(store.list("jobs/a/")) == ["jobs/a/0.png"]
     assert list(store.list()) == ["jobs/a/0.png", "jobs/b/0.png"]
+
+
+def test_a_request_that_is_swallowed_is_made_again():
+    """A server that has just started may accept a request and never answer it: after the timeout it is sent anew."""
+    is_over = threading.Event()
+
+    def swallow_the_first(_request):
+        if len(seen) == 1:
+            is_over.wait(30)
+        return 200, b"", {}
+
+    with answering(swallow_the_first) as (url, seen):
+        store = Store.connect(Settings(s3_endpoint=url, s3_access_key="a", s3_secret_key="b", s3_timeout_s=0.3))
+        store.put("jobs/a/0.png", b"pixels", "image/png")
+        is_over.set()
+    assert [request.body for request in seen] == [b"pixels"] * 2
 
 
 def test_missing_object_is_named(store):
