@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     Clock = Callable[[], float]
@@ -27,7 +27,10 @@ _ROUNDS: Final = 3
 _ROUND_S: Final = {"cuda": 0.5, "cpu": 0.3}
 _COPY_BYTES: Final = {"cuda": 2**30, "cpu": 2**27}
 _FP8_CAPABILITY: Final = (8, 9)
-_FP16_ACCUMULATION: Final = "fp16, fp16 accumulation"
+FP16_ACCUMULATION: Final = "fp16 added up in fp16"
+FP8: Final = "fp8"
+INT8: Final = "int8"
+"""Names of the faster ways to compute a product."""
 _NAMES: Final = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
@@ -42,20 +45,18 @@ class Ceilings:
     tflops: Mapping[str, float]
     copy_gb_per_s: float
 
-    def of(self, dtype: torch.dtype, *, fp16_accumulation: bool) -> float:
-        """Return the TFLOP/s that products of `dtype` can reach."""
-        best = self.tflops[_NAMES[dtype]]
-        if dtype is torch.float16 and fp16_accumulation:
-            best = max(best, self.tflops.get(_FP16_ACCUMULATION, 0.0))
-        return best
+    def of(self, dtype: torch.dtype, *, also: Collection[str] = ()) -> float:
+        """Return the TFLOP/s that products of `dtype` can reach, where some are computed in faster ways: `also`."""
+        return max(self.tflops.get(name, 0.0) for name in (_NAMES[dtype], *also))
 
-    def share(self, tflops: float, dtype: torch.dtype, *, fp16_accumulation: bool) -> float:
-        """Return which share of the ceiling a rate is. Raises AboveCeilingError."""
-        ceiling = self.of(dtype, fp16_accumulation=fp16_accumulation)
+    def share(self, tflops: float, dtype: torch.dtype, *, also: Collection[str] = ()) -> float:
+        """Return which share of that ceiling a rate is. Raises AboveCeilingError."""
+        ceiling = self.of(dtype, also=also)
         if tflops > ceiling:
+            words = " or ".join((_NAMES[dtype], *also))
             raise AboveCeilingError(
-                f"{tflops:.4g} TFLOP/s are more than the {ceiling:.4g} that {_NAMES[dtype]} products reach on this"
-                " device: the benchmark is wrong, nothing is written"
+                f"{tflops:.4g} TFLOP/s are more than the {ceiling:.4g} that products in {words} reach on this device:"
+                " the benchmark is wrong, nothing is written"
             )
         return tflops / ceiling
 
@@ -89,9 +90,10 @@ def products_of(device: torch.device) -> dict[str, Product]:
     if device.type == "cpu":
         return {"fp32": Product(_plain(device, torch.float32))}
     found = {name: Product(_plain(device, dtype)) for dtype, name in _NAMES.items()}
-    found[_FP16_ACCUMULATION] = Product(_plain(device, torch.float16), _fp16_accumulation)
+    found[FP16_ACCUMULATION] = Product(_plain(device, torch.float16), _fp16_accumulation)
     if torch.cuda.get_device_capability(device) >= _FP8_CAPABILITY:
-        found["fp8"] = Product(_fp8(device))
+        found[FP8] = Product(_fp8(device))
+    found[INT8] = Product(_int8(device))
     return found
 
 
@@ -110,6 +112,14 @@ def _fp8(device: torch.device) -> Callable[[int], Callable[[], object]]:
         one = torch.ones((), device=device)
         # The second matrix must lie by columns.
         return lambda: torch._scaled_mm(a, b.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)  # noqa: SLF001
+
+    return make
+
+
+def _int8(device: torch.device) -> Callable[[int], Callable[[], object]]:
+    def make(size: int) -> Callable[[], object]:
+        a, b = (torch.randint(-8, 8, (size, size), device=device, dtype=torch.int8) for _ in range(2))
+        return lambda: torch._int_mm(a, b.t())  # noqa: SLF001
 
     return make
 

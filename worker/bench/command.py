@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from farm.catalog import load_catalog
 from farm.errors import FarmError
+from farm.jobs import Acceleration
 from farm.plans.published import find_published
+from farm.requests import AccelerationSpec
 from farm.settings import Settings
 from worker.bench import table
 from worker.bench.results import ResultFile, read_results
@@ -20,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from farm.catalog import Catalog
-    from worker.bench.model_run import Subject
+    from worker.bench.on_disk import Subject
+    from worker.forward import Toolbox
     from worker.gpu import Device
 
 _MODELS: Final = {"cuda": "sd15,sdxl,flux-dev", "cpu": "scenes"}
@@ -61,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-mixed", action="store_true", help="leave out the mixed load")
     add("--startup", action="store_true", help="time from a worker's start to its first image")
     add("--end-to-end", action="store_true", help="a whole farm on this card beside the bare engine")
+    add("--optimise", metavar="LIST", help="as FARM_OPTIMISE, for these results alone: off, or some of what auto is")
+    add("--precision", metavar="NAME", help="as FARM_PRECISION, for these results alone: fp8-dynamic and the like")
+    add("--acceleration", metavar="JSON", help="what pictures give up to be made sooner, as in a job")
     add("--label", default="", help="name that sets these results apart from others of the same models")
     add("--scratch", type=Path, metavar="DIR", help="folder for weights that are written, with room for them")
     add("--out", type=Path, metavar="FILE", help="result file")
@@ -79,25 +86,37 @@ def _measure(options: argparse.Namespace, voice: Voice) -> int:
     from worker.bench.machine import default_result, describe, neighbours  # noqa: PLC0415
     from worker.bench.model_run import Wishes  # noqa: PLC0415
     from worker.bench.session import run_session  # noqa: PLC0415
+    from worker.forward import Toolbox  # noqa: PLC0415
     from worker.gpu import choose_device  # noqa: PLC0415
     from worker.pipelines.parts import silence  # noqa: PLC0415
+    from worker.tuning.store import TUNING_FOLDER, Measured, Origin  # noqa: PLC0415
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     silence()
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
-    settings = Settings()
+    settings = _settings(options)
     device = choose_device(options.device)
     kind = device.torch.type
     if options.vram is not None and kind != "cuda":
         raise ValueError("--vram caps the memory of a card, and there is none")
-    subjects = [
-        find_subject(name, options, load_catalog(settings.catalog_file), settings.models_dir, device)
-        for name in _list(options.models if options.models is not None else _MODELS[kind])
-    ]
+    batches = sorted({int(size) for size in _list(options.batches or _BATCHES[kind])})
+    tuning_dir = settings.tuning_dir or settings.models_dir / TUNING_FOLDER
+    toolbox = Toolbox.of(
+        settings.optimise,
+        device,
+        store=Measured(tuning_dir, Origin.of(device)),
+        cache_dir=tuning_dir / "compile",
+        max_batch=max(batches),
+    )
+    # What a worker compiles when it has been in demand for some time is to be compiled before a clock runs.
+    toolbox = replace(toolbox, compile_after=0)
+    catalog = load_catalog(settings.catalog_file).in_precision(settings.precision)
+    names = _list(options.models if options.models is not None else _MODELS[kind])
+    subjects = [find_subject(name, options, catalog, settings.models_dir, device, toolbox=toolbox) for name in names]
     wishes = Wishes(
-        batches=sorted({int(size) for size in _list(options.batches or _BATCHES[kind])}),
+        batches=batches,
         seconds=options.seconds or _SECONDS[kind],
         compare=not options.no_compare,
         compiled=options.compiled,
@@ -105,7 +124,8 @@ def _measure(options: argparse.Namespace, voice: Voice) -> int:
         startup=options.startup,
         end_to_end=options.end_to_end,
         memory_bytes=None if options.vram is None else round(options.vram * _GIB),
-        label=options.label,
+        acceleration=Acceleration(**_acceleration(options).model_dump()),
+        label=label_of(options),
         scratch=options.scratch,
     )
     if warning := neighbours(device):
@@ -119,7 +139,34 @@ def _measure(options: argparse.Namespace, voice: Voice) -> int:
     return _FAILED if problems else 0
 
 
-def find_subject(name: str, options: argparse.Namespace, catalog: Catalog, models_dir: Path, device: Device) -> Subject:
+def _settings(options: argparse.Namespace) -> Settings:
+    """Return the environment's settings with what the command line changes of them. Raises ValueError."""
+    changed = {"optimise": options.optimise, "precision": options.precision}
+    asked = {name: value for name, value in changed.items() if value is not None}
+    return Settings.model_validate({**Settings().model_dump(), **asked})
+
+
+def _acceleration(options: argparse.Namespace) -> AccelerationSpec:
+    return AccelerationSpec.model_validate_json(options.acceleration or "{}")
+
+
+def label_of(options: argparse.Namespace) -> str:
+    """Return the words that tell results with these options from the plain ones of the same model."""
+    words = [f"{name}={value}" for name in ("optimise", "precision") if (value := getattr(options, name)) is not None]
+    given = _acceleration(options).model_dump(exclude_defaults=True)
+    words += [f"{name}={value:g}" for name, value in given.items()]
+    return " ".join([*words, options.label]).strip()
+
+
+def find_subject(
+    name: str,
+    options: argparse.Namespace,
+    catalog: Catalog,
+    models_dir: Path,
+    device: Device,
+    *,
+    toolbox: Toolbox | None = None,
+) -> Subject:
     """Return what is measured under `name`: the model that is on disk, or the published one with random weights.
 
     Raises UnknownModel, or ValueError when it can be had neither way.
@@ -131,7 +178,7 @@ def find_subject(name: str, options: argparse.Namespace, catalog: Catalog, model
     row = catalog.row(name)
     if options.steps is not None:
         row = row.model_copy(update={"num_inference_steps": options.steps})
-    on_disk = DiskModel(row, models_dir, device)
+    on_disk = DiskModel(row, models_dir, device, toolbox=toolbox)
     if options.weights == "disk" or (options.weights == "auto" and on_disk.is_here()):
         if not on_disk.is_here():
             raise ValueError(f"{name} is not on this machine: farm models pull {name}, or --weights random")
@@ -139,7 +186,7 @@ def find_subject(name: str, options: argparse.Namespace, catalog: Catalog, model
     published, is_exact = find_published(row.source, row.family)
     if not is_exact:
         raise ValueError(f"{name} is not on this machine, and no published model that random weights can be made for")
-    return RandomModel(row, builders(published), device)
+    return RandomModel(row, builders(published), device, toolbox=toolbox)
 
 
 def _show_tables(paths: Sequence[Path], page: Path | None) -> int:

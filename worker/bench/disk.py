@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from farm.catalog import ModelRow
     from farm.plans import Plan
     from farm.weights import ModelFiles
+    from worker.forward import Toolbox
     from worker.gpu import Device
     from worker.lora import LoraLibrary
     from worker.pipelines.latent import LatentModel
@@ -36,9 +37,10 @@ class DiskModel:
 
     weights = "disk"
 
-    def __init__(self, row: ModelRow, models_dir: Path, device: Device) -> None:
+    def __init__(self, row: ModelRow, models_dir: Path, device: Device, *, toolbox: Toolbox | None = None) -> None:
         self.row = row
         self.device = device
+        self._toolbox = toolbox
         self._models_dir = models_dir
 
     @cached_property
@@ -79,6 +81,7 @@ class DiskModel:
             memory_bytes=memory_bytes,
             hub=_OFFLINE,
             loras=loras,
+            toolbox=self._toolbox,
         )
 
     def reference(self, dtype: torch.dtype) -> Any:

@@ -6,9 +6,7 @@ A measurement that fails leaves its reason, and the others their numbers; one ab
 from __future__ import annotations
 
 import gc
-import shutil
 import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -17,22 +15,26 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from farm.errors import Fatal
+from farm.jobs import EXACT
 from farm.plans import Where
 from worker.bench import table
 from worker.bench.ceilings import AboveCeilingError
-from worker.bench.disk import DiskModel
+from worker.bench.judging import Judge, digits, in_words
 from worker.bench.memory import TorchMemory, cap, measure_phases
-from worker.bench.random_weights import RandomModel
+from worker.bench.on_disk import Subject, on_disk
 from worker.bench.reference import measure_reference
 from worker.bench.startup import measure_startup
 from worker.bench.sweep import NotFullError, Rate, measure_closed, measure_mixed, measure_rate
 from worker.bench.units import native_unit
 from worker.bench.whole_farm import measure_farm
+from worker.forward import Optimisation
+from worker.forward.compiled import COMPILE_AFTER
 from worker.residents import free_cached_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
+    from farm.jobs import Acceleration
     from farm.plans import Plan
     from farm.settings import Settings
     from worker.bench.ceilings import Ceilings
@@ -42,18 +44,16 @@ if TYPE_CHECKING:
     from worker.bench.work import Work
     from worker.pipelines.latent import LatentModel
 
-Subject = RandomModel | DiskModel
-
 _GIB: Final = 1 << 30
 WITHIN: Final = 0.03
 """The best batch is the smallest whose rate is within this of the best."""
 _RISE: Final = 1.01
 _PATIENCE: Final = 2
 """Larger batches are not tried when so many in a row have not brought another percent."""
+_WARM_STEPS: Final = 3
 _FARM_S: Final = 60.0
 _FARM_ROUNDS: Final = (4, 16)
 """The job that the whole farm is measured with takes some minute, within so many batches."""
-_ROOM: Final = 1.1
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Wishes:
     startup: bool = False
     end_to_end: bool = False
     memory_bytes: int | None = None  # of a smaller card that this one is to pass for
+    acceleration: Acceleration = EXACT  # what pictures give up to be made sooner
     label: str = ""  # what sets these results apart from others of the same model
     scratch: Path | None = None  # where weights are written
 
@@ -103,6 +104,7 @@ class ModelRun:
         self._plan: Plan
         self._pipeline: LatentModel
         self._work: Work
+        self._judge: Judge
 
     def measure(self) -> list[str]:
         """Measure all that is wished for; return what went wrong."""
@@ -111,7 +113,7 @@ class ModelRun:
             return self._problems
         self._attempt("batches", self._sweep)
         steps: list[tuple[str, bool, Callable[[], None]]] = [
-            ("mixed load", wishes.mixed, self._mix),
+            ("mixed load", wishes.mixed and not self._skips_work, self._mix),
             ("memory", wishes.memory_bytes is not None, self._phases),
             ("the farm's job on the bare engine", wishes.end_to_end, self._close),
             # From here on the card is others'.
@@ -159,6 +161,7 @@ class ModelRun:
         self._pipeline = subject.load(wishes.memory_bytes)
         self._work = subject.work()
         unit = native_unit(self._row, 0)
+        self._judge = Judge(self._ceilings, self._pipeline, self._plan, self._work, guided=unit.guided)
         self._results.begin(
             self._section,
             {
@@ -172,11 +175,12 @@ class ModelRun:
                 "scheduler": unit.scheduler,
                 "dtype": str(self._pipeline.dtype).removeprefix("torch."),
                 "plan": self._plan.summary,
-                "approximations": list(self._pipeline.approximations),
+                "optimisations": list(self._pipeline.forward.optimisations),
+                "approximations": [*self._pipeline.approximations, *wishes.acceleration.approximations],
             },
         )
         work = {"step_tflop": self._work.step, "decode_tflop": self._work.decode, "encode_tflop": self._work.encode}
-        self._put("work", value={name: _digits(tflop) for name, tflop in work.items()})
+        self._put("work", value={name: digits(tflop) for name, tflop in work.items()})
         self._voice.note(f"{subject.weights} weights, {self._plan.summary}")
 
     def _sweep(self) -> None:
@@ -186,7 +190,7 @@ class ModelRun:
         for batch in self._wishes.batches:
             try:
                 rate = measure_rate(self._pipeline, self._row, batch, seconds=self._wishes.seconds, power=self._power)
-                found = self._judged(rate)
+                found = self._judge.rate(rate, skips_work=self._skips_work)
             except NotFullError as error:
                 self._put("batches", str(batch), value={"skipped": str(error)})
                 self._voice.note(f"batch {batch}: {error}")
@@ -195,7 +199,7 @@ class ModelRun:
                 self._tell("refused", f"batch {batch}", str(error))
                 continue
             self._put("batches", str(batch), value=found)
-            self._voice.note(f"batch {batch}: {_in_words(found)}")
+            self._voice.note(f"batch {batch}: {in_words(found)}")
             fastest = max((each.images_per_s for each in self._rates.values()), default=0.0)
             num_lazy = 0 if rate.images_per_s > _RISE * fastest else num_lazy + 1
             self._rates[batch] = rate
@@ -205,45 +209,19 @@ class ModelRun:
             self._best = best_of({batch: rate.images_per_s for batch, rate in self._rates.items()})
             self._put("best_batch", value=self._best)
 
-    def _judged(self, rate: Rate) -> dict[str, Any]:
-        """Return a rate as the file has it. Raises AboveCeilingError."""
-        tflop = self._work.image(calls=rate.calls, guided=native_unit(self._row, 0).guided)
-        return {
-            "images_per_s": _digits(rate.images_per_s),
-            "step_ms": _digits(rate.step_ms),
-            "decode_ms": _digits(rate.decode_ms),
-            "tflop_per_image": _digits(tflop),
-            "share_of_ceiling": _digits(self._share(tflop * rate.images_per_s)),
-            "peak_memory_gib": None if rate.peak_bytes is None else _digits(rate.peak_bytes / _GIB),
-            "joules_per_image": None if rate.energy is None else _digits(rate.energy.joules / rate.images),
-            "energy_source": None if rate.energy is None else rate.energy.source,
-            "images": rate.images,
-            "seconds": _digits(rate.seconds),
-        }
-
-    def _share(self, tflops: float) -> float:
-        adds_in_fp16 = bool(torch.backends.cuda.matmul.allow_fp16_accumulation)
-        return self._ceilings.share(tflops, self._pipeline.dtype, fp16_accumulation=adds_in_fp16)
+    @property
+    def _skips_work(self) -> bool:
+        """Whether less is computed than is counted: what a cache keeps is no rate of the card's."""
+        return self._wishes.acceleration != EXACT
 
     def _mix(self) -> None:
         """Measure a mixed load, as work a second beside the work a second of the best batch of one kind."""
         uniform = self._known["batches"][str(self._best)]
         images = ceil(self._wishes.seconds * uniform["images_per_s"])
         mixed = measure_mixed(self._pipeline, self._row, self._work, self._best, images=images)
-        self._share(mixed.tflops)
-        share = mixed.tflops / (uniform["images_per_s"] * uniform["tflop_per_image"])
-        self._put(
-            "mixed",
-            value={
-                "batch": self._best,
-                "images_per_s": _digits(mixed.images / mixed.seconds),
-                "tflop_per_s": _digits(mixed.tflops),
-                "share_of_uniform": _digits(share),
-                "images": mixed.images,
-                "seconds": _digits(mixed.seconds),
-            },
-        )
-        self._voice.note(f"{share:.0%} of the rate of the best batch of one kind")
+        found = self._judge.mixed(mixed, uniform)
+        self._put("mixed", value={"batch": self._best, **found})
+        self._voice.note(f"{found['share_of_uniform']:.0%} of the rate of the best batch of one kind")
 
     def _phases(self) -> None:
         found = measure_phases(self._pipeline, self._row, self._plan, TorchMemory(self._pipeline.device))
@@ -252,8 +230,11 @@ class ModelRun:
             self._voice.note(f"{phase}: planned {sizes['planned_gib']} GiB, measured {sizes['measured_gib']} GiB")
 
     def _close(self) -> None:
-        images_per_s = measure_closed(self._pipeline, self._row, self._best, images=self._farm_images)
-        self._put("end_to_end", value={"images": self._farm_images, "engine_images_per_s": _digits(images_per_s)})
+        acceleration = self._wishes.acceleration
+        images_per_s = measure_closed(
+            self._pipeline, self._row, self._best, images=self._farm_images, acceleration=acceleration
+        )
+        self._put("end_to_end", value={"images": self._farm_images, "engine_images_per_s": digits(images_per_s)})
 
     def _unload(self) -> None:
         del self._pipeline
@@ -273,7 +254,7 @@ class ModelRun:
         self._put("diffusers", value={})
         for name, (batch, compiled) in kinds.items():
             rate = measure_reference(pipeline, self._row, batch=batch, compiled=compiled)
-            found = {"batch": batch, "images_per_s": _digits(rate), "ratio": _digits(ours / rate)}
+            found = {"batch": batch, "images_per_s": digits(rate), "ratio": digits(ours / rate)}
             self._put("diffusers", name, value=found)
             self._voice.note(f"{name}: {rate:.3f} images/s; ours is {ours / rate:.2f} times that")
         del pipeline
@@ -288,8 +269,15 @@ class ModelRun:
 
     def _from_disk(self) -> None:
         """Measure what begins with files, in processes of their own."""
-        with self._on_disk() as (folder, weights):
-            env = {"FARM_MODELS_DIR": str(folder), "FARM_DEVICE": self._subject.device.torch.type}
+        dtype = getattr(torch, self._known["workload"]["dtype"])
+        place = on_disk(self._subject, dtype, models_dir=self._settings.models_dir, scratch=self._wishes.scratch)
+        with place as (folder, weights):
+            env = {
+                "FARM_MODELS_DIR": str(folder),
+                "FARM_DEVICE": self._subject.device.torch.type,
+                "FARM_OPTIMISE": self._settings.optimise,
+                "FARM_PRECISION": self._settings.precision or "",
+            }
             if self._wishes.startup:
                 steps = self._row.num_inference_steps
                 found = measure_startup(self._row.name, steps=steps, weights=weights, env=env)
@@ -302,40 +290,23 @@ class ModelRun:
     def _measure_farm(self, env: dict[str, str]) -> None:
         with tempfile.TemporaryDirectory() as logs:
             images = self._farm_images
-            rate = measure_farm(self._row, batch=self._best, images=images, settings=env, logs=Path(logs))
+            # A worker compiles what has been in demand for some time: that must be over before the clock runs.
+            compiles = Optimisation.COMPILE in self._known["workload"]["optimisations"]
+            rate = measure_farm(
+                self._row,
+                batch=self._best,
+                images=images,
+                warm_steps=COMPILE_AFTER + _WARM_STEPS if compiles else _WARM_STEPS,
+                acceleration=self._wishes.acceleration,
+                settings=env,
+                logs=Path(logs),
+            )
         bare = self._known["end_to_end"]["engine_images_per_s"]
-        self._put("end_to_end", "farm_images_per_s", value=_digits(rate))
-        self._put("end_to_end", "ratio", value=_digits(rate / bare))
+        self._put("end_to_end", "farm_images_per_s", value=digits(rate))
+        self._put("end_to_end", "ratio", value=digits(rate / bare))
         self._voice.note(f"the whole farm: {rate:.3f} images/s, {rate / bare:.1%} of the bare engine's")
-
-    @contextmanager
-    def _on_disk(self) -> Iterator[tuple[Path, list[Path]]]:
-        """Yield a models folder with this model, and its files; random weights are written for as long."""
-        if isinstance(self._subject, DiskModel):
-            yield self._settings.models_dir.resolve(), list(self._subject.files.weights.values())
-            return
-        dtype = getattr(torch, self._known["workload"]["dtype"])
-        with tempfile.TemporaryDirectory(dir=self._wishes.scratch) as name:
-            folder = Path(name)
-            needed = _ROOM * self._subject.num_values * dtype.itemsize
-            if (free := shutil.disk_usage(folder).free) < needed:
-                raise Fatal(f"its weights take {needed / _GIB:.0f} GiB and {folder} has {free / _GIB:.0f}: --scratch")
-            self._subject.write(folder, dtype)
-            free_cached_memory()
-            yield folder, list(DiskModel(self._row, folder, self._subject.device).files.weights.values())
 
 
 def best_of(rates: dict[int, float]) -> int:
     """Return the smallest batch whose rate is within three percent of the best."""
     return min(batch for batch, rate in rates.items() if rate >= (1 - WITHIN) * max(rates.values()))
-
-
-def _digits(value: float) -> float:
-    """Return a number with as many digits as a measurement may have."""
-    return float(f"{value:.5g}")
-
-
-def _in_words(found: dict[str, Any]) -> str:
-    words = f"{found['images_per_s']:.3f} images/s, {found['share_of_ceiling']:.1%} of the ceiling"
-    joules = found["joules_per_image"]
-    return words if joules is None else f"{words}, {joules:.0f} J an image"

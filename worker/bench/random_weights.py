@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from farm.catalog import Family, ModelRow
     from farm.plans import Plan
+    from worker.forward import Toolbox
     from worker.gpu import Device
     from worker.lora import LoraLibrary
     from worker.pipelines.latent import LatentModel
@@ -65,9 +66,18 @@ class RandomModel:
 
     weights = "random"
 
-    def __init__(self, row: ModelRow, builders: Mapping[str, Callable[[], torch.nn.Module]], device: Device) -> None:
+    def __init__(
+        self,
+        row: ModelRow,
+        builders: Mapping[str, Callable[[], torch.nn.Module]],
+        device: Device,
+        *,
+        toolbox: Toolbox | None = None,
+    ) -> None:
+        """Prepare to make it by `builders`, one for each part with weights, by diffusers' names."""
         self.row = row
         self.device = device
+        self._toolbox = toolbox
         self._builders = builders
 
     @cached_property
@@ -125,6 +135,8 @@ class RandomModel:
                 max_batch=min(plan.max_batch, self.row.max_batch or plan.max_batch),
                 max_sequence_length=self.row.max_sequence_length,
                 loras=loras,
+                toolbox=self._toolbox,
+                allow_lossy=self.row.allow_lossy,
             )
         )
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from farm.settings import Settings
-    from worker.bench.model_run import Subject, Wishes
+    from worker.bench.model_run import Wishes
+    from worker.bench.on_disk import Subject
     from worker.bench.results import ResultFile
     from worker.bench.voice import Voice
     from worker.gpu import Device

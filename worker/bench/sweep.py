@@ -12,6 +12,7 @@ from math import ceil
 from statistics import mean
 from typing import TYPE_CHECKING, Final
 
+from farm.jobs import EXACT
 from worker.bench.driving import Driver
 from worker.bench.energy import EnergyMeter
 from worker.bench.memory import TorchMemory
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from farm.catalog import ModelRow
+    from farm.jobs import Acceleration
     from worker.bench.energy import Energy, PowerDriver
     from worker.bench.work import Work
     from worker.pipelines.base import Pipeline
@@ -78,6 +80,7 @@ def measure_rate(
     batch: int,
     *,
     seconds: float,
+    acceleration: Acceleration = EXACT,
     power: PowerDriver | None = None,
     clock: Clock = time.perf_counter,
 ) -> Rate:
@@ -89,14 +92,15 @@ def measure_rate(
         raise NotFullError(f"the memory plan has {pipeline.max_batch} seats")
     memory = TorchMemory(pipeline.device)
     with Driver(pipeline, max_batch=batch, clock=clock) as driver:
-        short = [native_unit(row, i, num_inference_steps=_WARM_STEPS) for i in range(batch)]
+        short = [native_unit(row, i, num_inference_steps=_WARM_STEPS, acceleration=acceleration) for i in range(batch)]
         driver.render(short)
         # The second time nothing is made for the first time: what it takes is what a batch will take.
         timings = driver.render(short)[-1].timings
         round_s = timings.denoise_s / timings.steps * row.num_inference_steps + batch * timings.decode_s
         rounds = min(_MAX_ROUNDS, max(_MIN_ROUNDS, ceil(seconds / max(round_s, 1e-6))))
         memory.reset()
-        futures = driver.submit([native_unit(row, i) for i in range(batch * (1 + rounds))])
+        count = batch * (1 + rounds)
+        futures = driver.submit([native_unit(row, i, acceleration=acceleration) for i in range(count)])
         driver.wait(futures[:batch])
         with EnergyMeter(power) as meter:
             results = driver.wait(futures[batch:])
@@ -117,12 +121,14 @@ def measure_rate(
     )
 
 
-def measure_closed(pipeline: Pipeline, row: ModelRow, batch: int, *, images: int) -> float:
+def measure_closed(
+    pipeline: Pipeline, row: ModelRow, batch: int, *, images: int, acceleration: Acceleration = EXACT
+) -> float:
     """Return the images/s of a job of so many images from its first to its last, as a whole farm is measured."""
     with Driver(pipeline, max_batch=batch) as driver:
         driver.render([native_unit(row, i, num_inference_steps=_WARM_STEPS) for i in range(batch)])
         began = driver.clock()
-        futures = driver.submit([native_unit(row, i) for i in range(images)])
+        futures = driver.submit([native_unit(row, i, acceleration=acceleration) for i in range(images)])
         driver.wait(futures)
     return images / (driver.ended_at(futures) - began)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from farm.catalog import ModelRow
+    from farm.jobs import Acceleration
 
 _START_LIMIT_S: Final = 300.0
 _JOB_LIMIT_S: Final = 3600.0
@@ -33,19 +34,29 @@ _POLL_S: Final = 0.1
 _FINAL: Final = ("done", "failed", "cancelled")
 
 
-def measure_farm(row: ModelRow, *, batch: int, images: int, settings: Mapping[str, str], logs: Path) -> float:
+def measure_farm(
+    row: ModelRow,
+    *,
+    batch: int,
+    images: int,
+    warm_steps: int,
+    acceleration: Acceleration,
+    settings: Mapping[str, str],
+    logs: Path,
+) -> float:
     """Return the images/s of a job of so many images, from the first one's start to the last one's end.
 
-    `settings` are FARM_* variables beyond our own environment's. Raises Fatal when the farm does not do it all.
+    Before it one batch of `warm_steps` is rendered. `settings` are FARM_* variables beyond our own environment's.
+    Raises Fatal when the farm does not do it all.
     """
     with _running(row.name, batch, settings, logs) as ask:
-        _finish(ask, _job(row, batch, num_inference_steps=3))
-        job = _finish(ask, _job(row, images))
+        _finish(ask, _job(row, batch, acceleration, num_inference_steps=warm_steps))
+        job = _finish(ask, _job(row, images, acceleration))
     began, ended = (datetime.fromisoformat(job[name]) for name in ("started_at", "finished_at"))
     return images / (ended - began).total_seconds()
 
 
-def _job(row: ModelRow, images: int, **fields: Any) -> dict[str, Any]:
+def _job(row: ModelRow, images: int, acceleration: Acceleration, **fields: Any) -> dict[str, Any]:
     """Return the body of a job whose images are as `native_unit` has them: prompts and seeds differ."""
     prompts = [f"a red thing of number {index} under a wide and windy sky" for index in range(images)]
     return {
@@ -54,6 +65,7 @@ def _job(row: ModelRow, images: int, **fields: Any) -> dict[str, Any]:
         "negative_prompt": "blurred",
         "seed": 1,
         "num_inference_steps": row.num_inference_steps,
+        "acceleration": acceleration._asdict(),
         **fields,
     }
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from farm.errors import Fatal
+from farm.jobs import Acceleration
 from tiny_models import tiny_row
 from worker.bench import machine, startup, whole_farm
 from worker.bench.voice import Voice
@@ -128,7 +129,9 @@ def farm(monkeypatch, tmp_path):
     row = tiny_row("tiny", num_inference_steps=5)
 
     def measure():
-        return whole_farm.measure_farm(row, batch=4, images=12, settings={"FARM_X": "1"}, logs=tmp_path)
+        fast = Acceleration(deep_cache_interval=3)
+        more = {"warm_steps": 3, "acceleration": fast, "settings": {"FARM_X": "1"}, "logs": tmp_path}
+        return whole_farm.measure_farm(row, batch=4, images=12, **more)
 
     yield SimpleNamespace(api=api, measure=measure, started=started)
     server.shutdown()
@@ -141,6 +144,7 @@ def test_a_farm_is_measured_by_the_times_of_its_job(farm):
     bodies = [body for method, _, body in farm.api.asked if method == "POST"]
     assert [(len(body["prompts"]), body["num_inference_steps"]) for body in bodies] == [(4, 3), (12, 5)]
     assert len(set(bodies[1]["prompts"])) == 12
+    assert {body["acceleration"]["deep_cache_interval"] for body in bodies} == {3}
     (api, api_env), (worker, env) = farm.started[:2]
     assert (api[0], worker) == ("api", ["worker"])
     assert (env["FARM_WORKER_MODELS"], env["FARM_MAX_BATCH"], env["FARM_X"]) == ("tiny", "4", "1")

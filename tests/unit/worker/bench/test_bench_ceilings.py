@@ -3,23 +3,35 @@
 import pytest
 import torch
 
-from worker.bench.ceilings import AboveCeilingError, Ceilings, best_rate, measure_ceilings, products_of
+from worker.bench.ceilings import (
+    FP8,
+    FP16_ACCUMULATION,
+    INT8,
+    AboveCeilingError,
+    Ceilings,
+    best_rate,
+    measure_ceilings,
+    products_of,
+)
 
 CPU = torch.device("cpu")
-CARD = Ceilings({"fp16": 165.0, "bf16": 160.0, "fp32": 80.0, "fp16, fp16 accumulation": 320.0}, 900.0)
+CARD = Ceilings({"fp16": 165.0, "bf16": 160.0, "fp32": 80.0, FP16_ACCUMULATION: 320.0, FP8: 330.0}, 900.0)
 
 
 def test_a_rate_above_the_ceiling_is_refused():
     """No card does more than its own products: such a number names its mistake instead of being told."""
-    assert CARD.share(82.5, torch.float16, fp16_accumulation=False) == pytest.approx(0.5)
-    with pytest.raises(AboveCeilingError, match=r"200 TFLOP/s are more than the 165 that fp16 products reach"):
-        CARD.share(200.0, torch.float16, fp16_accumulation=False)
+    assert CARD.share(82.5, torch.float16) == pytest.approx(0.5)
+    with pytest.raises(AboveCeilingError, match=r"200 TFLOP/s are more than the 165 that products in fp16 reach"):
+        CARD.share(200.0, torch.float16)
 
 
-def test_sums_in_sixteen_bits_have_a_ceiling_of_their_own():
-    """Where products add up in fp16, their rate is what counts; other precisions do not change."""
-    assert CARD.share(160.0, torch.float16, fp16_accumulation=True) == pytest.approx(0.5)
-    assert CARD.share(80.0, torch.bfloat16, fp16_accumulation=True) == pytest.approx(0.5)
+def test_faster_ways_to_compute_have_higher_ceilings():
+    """Sums in 16 bits and products in 8 are held against their own rate; ways that were not measured raise nothing."""
+    assert CARD.share(160.0, torch.float16, also=[FP16_ACCUMULATION]) == pytest.approx(0.5)
+    assert CARD.share(165.0, torch.bfloat16, also=[FP8]) == pytest.approx(0.5)
+    assert CARD.of(torch.bfloat16, also=[INT8]) == CARD.of(torch.bfloat16) == 160.0
+    with pytest.raises(AboveCeilingError, match="products in fp16 or fp16 added up in fp16"):
+        CARD.share(400.0, torch.float16, also=[FP16_ACCUMULATION])
 
 
 def test_the_best_round_counts():

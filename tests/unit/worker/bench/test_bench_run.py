@@ -10,11 +10,12 @@ import torch
 import tiny_models
 from farm.catalog import Catalog
 from farm.errors import UnknownModel
+from farm.jobs import EXACT, Acceleration
 from farm.settings import Settings
 from tiny_models import save_tiny_sd15, tiny_row
-from worker.bench import model_run
+from worker.bench import model_run, on_disk
 from worker.bench.ceilings import Ceilings
-from worker.bench.command import find_subject, main
+from worker.bench.command import _parser, find_subject, label_of, main
 from worker.bench.disk import DiskModel
 from worker.bench.driving import Driver
 from worker.bench.model_run import ModelRun, Wishes, best_of
@@ -142,7 +143,8 @@ def test_a_whole_farm_and_start_up_use_files_of_the_model(run, monkeypatch):
         seen["startup"] = (model, steps, [path.exists() for path in weights], env["FARM_DEVICE"])
         return {"warm": {"first_image_s": 1.0}}
 
-    def farm(_row, *, batch, images, settings, logs):
+    def farm(_row, *, batch, images, warm_steps, acceleration, settings, logs):
+        assert (warm_steps, acceleration) == (3, EXACT)
         seen["farm"] = (batch, images, settings["FARM_MODELS_DIR"], logs.is_dir())
         return 1.0
 
@@ -161,9 +163,30 @@ def test_a_whole_farm_and_start_up_use_files_of_the_model(run, monkeypatch):
 
 def test_weights_that_do_not_fit_on_the_disk_are_not_written(run, monkeypatch):
     """A full disk would hurt more than a missing number."""
-    monkeypatch.setattr(model_run.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(on_disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     models, _ = run(Wishes(batches=(1,), seconds=0.0, compare=False, mixed=False, startup=True))
     assert "--scratch" in models["tiny"]["failed"]["start-up and whole farm"]
+
+
+def test_images_that_give_something_up_are_no_share_of_the_ceiling(run):
+    """Where a cache or an early end of guidance spares work, the rate stands alone, and nothing is refused for it."""
+    wishes = Wishes(batches=(1,), seconds=0.0, compare=False, acceleration=Acceleration(guidance_end=0.5))
+    models, problems = run(wishes, Ceilings({"fp32": 1e-12}, 1.0))
+    assert problems == []
+    assert models["tiny"]["batches"]["1"]["share_of_ceiling"] is None
+    assert models["tiny"]["workload"]["approximations"] == ["guided from 0 to 0.5 of the run"]
+    assert "mixed" not in models["tiny"]
+
+
+def test_results_of_other_options_say_so():
+    """Each option that changes what is measured is in the name of the section."""
+    parse = _parser().parse_args
+    assert label_of(parse([])) == ""
+    asked = ["--optimise", "off", "--precision", "fp8-dynamic", "--acceleration", '{"deep_cache_interval": 3}']
+    assert (
+        label_of(parse([*asked, "--label", "again"]))
+        == "optimise=off precision=fp8-dynamic deep_cache_interval=3 again"
+    )
 
 
 def test_labels_and_caps_have_sections_of_their_own(run):
@@ -205,6 +228,9 @@ def test_a_model_that_cannot_be_had_is_named(tmp_path, name, weights, error, wor
         (["--device", "cpu", "--vram", "24"], "--vram caps the memory of a card"),
         (["--device", "cpu", "--models", "nothing"], "no model 'nothing'"),
         (["--table", "missing.json"], "missing.json"),
+        (["--device", "cpu", "--optimise", "magic"], "FARM_OPTIMISE names 'magic'"),
+        (["--device", "cpu", "--precision", "fp7"], "precision"),
+        (["--device", "cpu", "--acceleration", '{"wings": 2}'], "wings"),
     ],
 )
 def test_what_makes_no_sense_ends_at_once(arguments, words, capsys):
