@@ -12,6 +12,8 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from farm.catalog.rows import LossyPrecision
+
 
 class Settings(BaseSettings):
     """The farm's settings; the environment variable of `redis_url` is `FARM_REDIS_URL`, and so on.
@@ -83,8 +85,18 @@ class Settings(BaseSettings):
         "auto",
         description="Whether lanes' seats are measured, up to FARM_MAX_BATCH: `auto` does so on a GPU.",
     )
+    precision: LossyPrecision | None = Field(
+        None,
+        description="What denoisers are kept in on a GPU, `fp8`, `nf4`, `fp8-dynamic` or `int8-dynamic`, where the"
+        " catalog's row says nothing; by default 16 bits where they fit.",
+    )
     tuning_dir: Path | None = Field(
         None, description="Folder for what is measured on this machine's cards; by default .tuning in FARM_MODELS_DIR."
+    )
+    optimise: str = Field(
+        "auto",
+        description="What makes steps fast: `auto` is what the card and each model have a use for, `off` nothing, or a "
+        "comma-separated list of compile, graphs, fused, attention, fp16-accumulation, sage.",
     )
     max_resident_models: int = Field(
         0, ge=0, description="Models kept on the device at once, at most; 0 for as many as its memory holds."

@@ -14,11 +14,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from farm.catalog.built_in import CONTROLNETS, LORAS, MODELS
-from farm.catalog.rows import ControlNetRow, Family, LoraRow, ModelRow, Source
+from farm.catalog.rows import PRECISIONS, ControlNetRow, Family, LoraRow, LossyPrecision, ModelRow, Source
 from farm.errors import Fatal, UnknownModel
 from farm.schedulers import find_scheduler
 
-__all__ = ["Catalog", "ControlNetRow", "Family", "LoraRow", "ModelRow", "Source", "load_catalog"]
+__all__ = ["Catalog", "ControlNetRow", "Family", "LoraRow", "LossyPrecision", "ModelRow", "Source", "load_catalog"]
 
 
 class Catalog:
@@ -55,6 +55,15 @@ class Catalog:
         if name not in self._rows:
             raise UnknownModel(f"the catalog has no model {name!r}", field="model", value=name, choices=self.names)
         return self._rows[name]
+
+    def in_precision(self, precision: LossyPrecision | None) -> Catalog:
+        """Return the catalog with every model asking for `precision` that asks for none, may lose bits, and has it."""
+
+        def asking(row: ModelRow) -> ModelRow:
+            takes_it = row.precision is None and row.allow_lossy and precision in PRECISIONS[row.family]
+            return row.model_copy(update={"precision": precision}) if takes_it else row
+
+        return Catalog(map(asking, self), self.loras.values(), self.controlnets.values())
 
     def controlnets_for(self, row: ModelRow) -> tuple[str, ...]:
         """Return the names of the ControlNets that fit a model."""

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from types import MappingProxyType
+from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from farm.prompts import LORA_NAME, Lora
 from farm.schedulers import Group
 
 Family = Literal["sd15", "sdxl", "flux", "sd3"]
+LossyPrecision = Literal["fp8", "nf4", "fp8-dynamic", "int8-dynamic"]
 
 _FLOW_FAMILIES: Final = ("flux", "sd3")
+_UNET_PRECISIONS: Final = ("fp8", "fp8-dynamic", "int8-dynamic")  # too small to be worth four bits
+PRECISIONS: Final[Mapping[Family, tuple[LossyPrecision, ...]]] = MappingProxyType(
+    {
+        "sd15": _UNET_PRECISIONS,
+        "sdxl": _UNET_PRECISIONS,
+        "flux": (*_UNET_PRECISIONS, "nf4"),
+        "sd3": (*_UNET_PRECISIONS, "nf4"),
+    }
+)
+"""What a denoiser of each family may be asked to be kept in."""
 
 
 class Source(BaseModel):
@@ -60,6 +72,20 @@ class ModelRow(Source):
     loras: tuple[Lora, ...] = Field((), description="LoRAs of the catalog that every image of this model gets.")
     max_batch: int | None = Field(None, gt=0, description="Cap on seats of a lane below FARM_MAX_BATCH.")
     allow_lossy: bool = Field(default=True, description="Whether a small card may hold it in less than 16 bits.")
+    precision: LossyPrecision | None = Field(
+        None,
+        description="What GPUs keep its denoiser in, however much memory they have; by default 16 bits where they fit."
+        " With `-dynamic` it computes in it as well.",
+    )
+
+    @model_validator(mode="after")
+    def _check_precision(self) -> Self:
+        if self.precision is not None and not self.allow_lossy:
+            raise ValueError(f"precision {self.precision} loses bits, which allow_lossy = false forbids")
+        if self.precision is not None and self.precision not in PRECISIONS[self.family]:
+            choices = ", ".join(PRECISIONS[self.family])
+            raise ValueError(f"precision {self.precision} is not for the family {self.family}; choices: {choices}")
+        return self
 
     @property
     def scheduler_group(self) -> Group:

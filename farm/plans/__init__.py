@@ -7,11 +7,12 @@ formulas (working.py). Applying a plan to loaded weights is the worker's busines
 from __future__ import annotations
 
 from farm.plans.choose import NoPlan, plan_for, plan_for_row
-from farm.plans.plan import ComponentPlan, Phase, Plan, Precision, Where
+from farm.plans.plan import DYNAMIC, ComponentPlan, Phase, Plan, Precision, Where
 from farm.plans.published import ComponentSize
 from farm.plans.sizes import ModelSizes, sizes_of
 
 __all__ = [
+    "DYNAMIC",
     "ComponentPlan",
     "ComponentSize",
     "ModelSizes",

@@ -51,7 +51,8 @@ def plan_for_row(
 ) -> Plan:
     """Return the plan for a model of the catalog, at its own size and guidance where not told otherwise.
 
-    A row that forbids lossy plans wins over `allow_lossy`. Raises NoPlan, naming the model.
+    A row that forbids lossy plans wins over `allow_lossy`; one that asks for a precision gets plans with that precision
+    alone, where lossy ones are allowed. Raises NoPlan, naming the model.
     """
     is_guided = row.guidance_scale > 1 if guided is None else guided
     try:
@@ -66,6 +67,7 @@ def plan_for_row(
             num_t5_tokens=row.max_sequence_length,
             is_vae_fp16_safe=row.family != "sdxl" or row.vae is not None,
             allow_lossy=allow_lossy and row.allow_lossy,
+            precision=None if row.precision is None else Precision(row.precision),
             can_load_4bit=can_load_4bit,
             extra_bytes=extra_bytes,
             device_kind=device_kind,
@@ -88,6 +90,7 @@ def plan_for(
     num_t5_tokens: int = 512,
     is_vae_fp16_safe: bool = True,
     allow_lossy: bool = True,
+    precision: Precision | None = None,
     can_load_4bit: bool = True,
     extra_bytes: int = 0,
     device_kind: DeviceKind = "cuda",
@@ -96,7 +99,8 @@ def plan_for(
 
     `guided` images take two rows of a forward. A VAE that is not `is_vae_fp16_safe` gets bf16, never silent float32.
     `extra_bytes` are weights beside the model's own (LoRAs, ControlNets). Four bits need a worker that `can_load_4bit`.
-    On a CPU `vram_bytes` is RAM, and everything is resident in float32. Raises NoPlan, with the numbers.
+    On a CPU `vram_bytes` is RAM, and everything is resident in float32. With `precision` the denoiser is kept in that
+    one, fits it in 16 bits or not. Raises NoPlan, with the numbers.
     """
     if min(width, height, batch, vram_bytes) <= 0:
         raise ValueError(f"sizes must be positive: {width}x{height}, batch {batch}, {vram_bytes} bytes")
@@ -112,9 +116,10 @@ def plan_for(
         extra_bytes=extra_bytes,
         device_kind=device_kind,
     )
+    asked = precision if allow_lossy and device_kind != "cpu" else None
     layouts = [
         layout
-        for layout in _ladder(request)
+        for layout in (_ladder(request) if asked is None else _ladder_in(request, asked))
         if (allow_lossy or not layout.is_lossy) and (can_load_4bit or layout.denoiser is not Precision.NF4)
     ]
     plans = [lay_out(request, layout, vram_bytes=vram_bytes) for layout in layouts]
@@ -137,12 +142,30 @@ def _ladder(request: Request) -> Iterator[Layout]:
     yield Layout()
     if request.device_kind == "cpu":
         return
-    tiles = (None, working.TILE_PX) if max(request.width, request.height) > working.TILE_PX else (None,)
-    # CLIPs come and go in no time. T5's ten gigabytes may be too many at once: then they pass layer by layer.
-    text_wheres = (Where.EVICTED, Where.STREAMED) if request.has_t5 else (Where.EVICTED,)
     for denoiser in (None, *_QUANTISED[request.family]):
-        for text_where in text_wheres:
-            for tile_px in tiles:
-                yield Layout(denoiser=denoiser, text_where=text_where, vae_tile_px=tile_px)
-    for tile_px in tiles:
-        yield Layout(denoiser_where=Where.STREAMED, text_where=text_wheres[-1], vae_tile_px=tile_px)
+        yield from _smaller(request, denoiser)
+    text_where = _text_wheres(request)[-1]
+    for tile_px in _tiles(request):
+        yield Layout(denoiser_where=Where.STREAMED, text_where=text_where, vae_tile_px=tile_px)
+
+
+def _ladder_in(request: Request, precision: Precision) -> Iterator[Layout]:
+    """Yield the layouts with the denoiser on the card in `precision`, best first."""
+    yield Layout(denoiser=precision)
+    yield from _smaller(request, precision)
+
+
+def _smaller(request: Request, denoiser: Precision | None) -> Iterator[Layout]:
+    """Yield the layouts with this denoiser on the card that take less than all of the model there."""
+    for text_where in _text_wheres(request):
+        for tile_px in _tiles(request):
+            yield Layout(denoiser=denoiser, text_where=text_where, vae_tile_px=tile_px)
+
+
+def _text_wheres(request: Request) -> tuple[Where, ...]:
+    # CLIPs come and go in no time. T5's ten gigabytes may be too many at once: then they pass layer by layer.
+    return (Where.EVICTED, Where.STREAMED) if request.has_t5 else (Where.EVICTED,)
+
+
+def _tiles(request: Request) -> tuple[int | None, ...]:
+    return (None, working.TILE_PX) if max(request.width, request.height) > working.TILE_PX else (None,)

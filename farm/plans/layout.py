@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from farm.plans import working
-from farm.plans.plan import BYTES_PER_VALUE, QUANTISED, ComponentPlan, Phase, Plan, Precision, Where
+from farm.plans.plan import BYTES_PER_VALUE, DYNAMIC, QUANTISED, ComponentPlan, Phase, Plan, Precision, Where
 
 if TYPE_CHECKING:
     from farm.catalog import Family
@@ -90,20 +90,25 @@ def lay_out(request: Request, layout: Layout, *, vram_bytes: int) -> Plan:
 
 def _place(size: ComponentSize, request: Request, layout: Layout) -> ComponentPlan:
     """Return where and how one component is kept."""
-    compute = _compute_precision(size, request)
+    compute = _compute_precision(size, request, layout)
     storage, where = compute, Where.RESIDENT
     if size.role == "denoiser":
         storage, where = layout.denoiser or compute, layout.denoiser_where
     elif size.role != "vae":
         where = layout.text_where
     narrow = size.num_block_values if storage in QUANTISED else 0
+    if storage in DYNAMIC:
+        # Linear layers alone, and those that modulate stay: of a UNet with its convolutions no saving is counted on.
+        narrow = round(narrow * working.DYNAMIC_SHARE) if size.name == "transformer" else 0
     weight_bytes = narrow * BYTES_PER_VALUE[storage] + (size.num_values - narrow) * BYTES_PER_VALUE[compute]
     return ComponentPlan(size.name, storage, compute, where, round(weight_bytes))
 
 
-def _compute_precision(size: ComponentSize, request: Request) -> Precision:
+def _compute_precision(size: ComponentSize, request: Request, layout: Layout) -> Precision:
     if request.device_kind == "cpu":
         return Precision.FP32
+    if layout.denoiser is Precision.FP8_DYNAMIC:
+        return Precision.BF16  # the only one that products of scaled rows come out in
     if size.role == "vae" and not request.is_vae_fp16_safe:
         return Precision.BF16
     return working.FACTS[request.family].precision

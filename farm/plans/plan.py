@@ -18,6 +18,8 @@ class Precision(StrEnum):
     BF16 = "bf16"
     FP8 = "fp8"  # float8_e4m3fn in the blocks' weights; each layer is widened to 16 bits while it computes
     NF4 = "nf4"  # bitsandbytes' 4-bit floats with quantised scales, for the blocks' linear layers
+    FP8_DYNAMIC = "fp8-dynamic"  # torchao: the blocks' linear layers compute in float8_e4m3fn, a scale for each row
+    INT8_DYNAMIC = "int8-dynamic"  # torchao: they compute in int8, a scale for each row
 
 
 class Where(StrEnum):
@@ -35,8 +37,14 @@ BYTES_PER_VALUE: Final = {
     Precision.FP8: 1.0,
     # Half a byte, one byte of scale for 64 values, and four bytes of scale for 256 such scales.
     Precision.NF4: 0.5 + 1 / 64 + 4 / (64 * 256),
+    # One byte, and four bytes of scale for each row of a matrix, of which 1024 is a short one.
+    Precision.FP8_DYNAMIC: 1.0 + 4 / 1024,
+    Precision.INT8_DYNAMIC: 1.0 + 4 / 1024,
 }
-QUANTISED: Final = frozenset({Precision.FP8, Precision.NF4})
+DYNAMIC: Final = frozenset({Precision.FP8_DYNAMIC, Precision.INT8_DYNAMIC})
+"""Precisions that activations lose bits in as well, and that products are computed in; made by torchao."""
+
+QUANTISED: Final = frozenset({Precision.FP8, Precision.NF4}) | DYNAMIC
 DENOISERS: Final = ("unet", "transformer")
 
 

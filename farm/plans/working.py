@@ -33,6 +33,8 @@ _MIN_MARGIN_BYTES: Final = 256 * MIB
 
 STREAMED_LAYERS: Final = 3
 """Layers of a streamed component on the device at once: one computes, one arrives, one is on its way out."""
+DYNAMIC_SHARE: Final = 0.65
+"""Of the weights of a transformer's blocks, what dynamic precisions narrow: modulation stays in 16 bits."""
 SEAT_HISTORY: Final = 10
 """float32 tensors of latents that a seat keeps: four latents, four predictions, noise and the next one."""
 

@@ -62,10 +62,10 @@ class FirstBlockCache:
             if row is not None and place not in needs:
                 results[place] = results[place] + row.recall(_TAIL)
         for group in _groups(needs, one_by_one=one_by_one):
-            words, image = context[group], after_first[group]
+            words, image, told = (_take(tensor, group) for tensor in (context, after_first, temb))
             for block in blocks[1:]:
                 words, image = block(
-                    hidden_states=image, encoder_hidden_states=words, temb=temb[group], image_rotary_emb=rotary
+                    hidden_states=image, encoder_hidden_states=words, temb=told, image_rotary_emb=rotary
                 )
             for place, result in zip(group, image.split(1), strict=True):
                 row = rows[place]
@@ -96,6 +96,12 @@ def _needs(rows: Sequence[CachedRow | None], residuals: Sequence[torch.Tensor]) 
         # What is no number is no small change.
         places += [place for (place, threshold), change in zip(asked, told, strict=True) if not change <= threshold]
     return sorted(places)
+
+
+def _take(rows: torch.Tensor, places: list[int]) -> torch.Tensor:
+    """Return these rows, without an index that the device would have to be sent."""
+    each = rows.split(1)
+    return rows if len(places) == len(each) else torch.cat([each[place] for place in places])
 
 
 def _groups(places: list[int], *, one_by_one: bool) -> Iterator[list[int]]:

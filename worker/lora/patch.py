@@ -69,6 +69,11 @@ class LoraPatch:
             (file.sha256, lora.weight) for lora, file in weights if any(part not in _DENOISERS for part in file.layers)
         )
 
+    @property
+    def is_beside(self) -> bool:
+        """Whether something is computed beside weights now, in hooks: the layers' forwards are not what they were."""
+        return bool(self._beside)
+
     def _check(self, lora: Lora, file: LoraWeights) -> None:
         """Raise RenderFailed unless every layer of `file` fits a module of this model."""
         for part, layers in file.layers.items():
@@ -88,7 +93,7 @@ class LoraPatch:
             for name, layer in layers.items():
                 module = self._module(lora, part, name)
                 weight = module.weight
-                if not weight.is_floating_point() or weight.element_size() < _WIDE_BYTES:
+                if _is_narrow(weight):
                     self._beside.append(module.register_forward_hook(_branch(layer, lora.weight * layer.scale)))
                     continue
                 if module not in self._before:  # else another LoRA has been added to it already
@@ -112,6 +117,12 @@ class LoraPatch:
             with suppress(AttributeError):
                 return self._parts[part].get_submodule(known)
         raise RenderFailed(f"LoRA {lora.name!r} is for another model: there is no {part}.{name} here")
+
+
+def _is_narrow(weight: torch.Tensor) -> bool:
+    """Return whether a weight is kept in fewer than 16 bits; torchao's are of a class of their own and say 16."""
+    is_packed = type(weight) not in {torch.Tensor, torch.nn.Parameter}
+    return is_packed or not weight.is_floating_point() or weight.element_size() < _WIDE_BYTES
 
 
 def _shape_of(module: Any) -> tuple[int, ...]:

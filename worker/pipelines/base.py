@@ -205,10 +205,10 @@ def guide(output: torch.Tensor, sides: Sides, rides: Sequence[Ride]) -> torch.Te
     if not sides.without:
         return toward
     guided = [place for place, ride in enumerate(rides) if ride.is_guided]
-    scales = pack([rides[place].cfg_scale for place in guided], toward.device).view(-1, *[1] * (toward.dim() - 1))
     without = output[: len(guided)].float()
-    if len(guided) == len(rides):
-        return without + scales * (toward - without)
-    combined = toward.clone()  # the output may be the module's own memory
-    combined[guided] = without + scales * (toward[guided] - without)
-    return combined
+    if len(guided) < len(rides):
+        # Others are their own negatives, which changes nothing: one product for all, and no index to send the device.
+        negatives, own = dict(zip(guided, without.split(1), strict=True)), toward.split(1)
+        without = torch.cat([negatives.get(place, own[place]) for place in range(len(rides))])
+    scales = pack([ride.cfg_scale for ride in rides], toward.device).view(-1, *[1] * (toward.dim() - 1))
+    return without + scales * (toward - without)

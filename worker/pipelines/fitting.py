@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from farm.errors import FarmError
-from farm.plans import ModelSizes, Precision, Where, plan_for_row, sizes_of
+from farm.plans import DYNAMIC, ModelSizes, Precision, Where, plan_for_row, sizes_of
 from farm.plans.sizes import measure
 from farm.plans.working import CONTEXT_BYTES
 from farm.weights import read_header
 from worker import ram
 from worker.budget import Footprint
 from worker.pipelines.placement import can_load_4bit
+from worker.pipelines.quantising import check_precision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,8 +29,14 @@ if TYPE_CHECKING:
 
 
 def plan_model(row: ModelRow, files: ModelFiles, device: torch.device, *, memory_bytes: int) -> Plan:
-    """Return the plan by which the model of `files` is loaded; raises NoPlan, with the numbers, when none fits."""
+    """Return the plan by which the model of `files` is loaded.
+
+    Raises NoPlan, with the numbers, when none fits, and ModelBroken when the row asks for a precision that this worker
+    cannot make.
+    """
     kind: Literal["cuda", "cpu"] = "cuda" if device.type == "cuda" else "cpu"
+    if kind == "cuda" and row.precision is not None:
+        check_precision(Precision(row.precision), torch.cuda.get_device_capability(device))
     return plan_for_row(
         row,
         sizes_in(files),
@@ -95,7 +102,7 @@ def loads_on_device(plan: Plan, part: str) -> bool:
     What loses bits on the way is too large for the device before it has lost them; only 4 bits are made while reading.
     """
     planned = plan.component(part)
-    return planned.where is Where.RESIDENT and planned.storage is not Precision.FP8
+    return planned.where is Where.RESIDENT and planned.storage not in {Precision.FP8, *DYNAMIC}
 
 
 def memory_of(device: torch.device) -> int:

@@ -14,7 +14,8 @@ import torch
 from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 
 from farm.errors import ModelBroken
-from farm.plans import Precision, Where
+from farm.plans import DYNAMIC, Precision, Where
+from worker.pipelines.quantising import compute_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -88,6 +89,8 @@ def place(components: Mapping[str, nn.Module], plan: Plan, device: torch.device)
         part = plan.component(name)
         module.eval().requires_grad_(requires_grad=False)
         _set_precision(module, part)
+        if part.storage in DYNAMIC:
+            compute_in(part.storage, module, _BLOCKS, device)
         match part.where:
             case Where.RESIDENT if part.storage is not Precision.NF4:  # which cannot be moved, and was loaded there
                 _move(module, name, device)

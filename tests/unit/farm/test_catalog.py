@@ -67,3 +67,37 @@ def test_an_unknown_scheduler_is_refused_with_the_choices():
         find_scheduler("magic", field_name="prompts.3.scheduler")
     assert caught.value.field == "prompts.3.scheduler"
     assert "euler" in caught.value.choices
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ('precision = "nf4"', "not for the family sdxl; choices: fp8, fp8-dynamic, int8-dynamic"),
+        ('precision = "fp8"\nallow_lossy = false', "allow_lossy = false forbids"),
+        ('precision = "fp4"', "precision"),
+    ],
+)
+def test_a_precision_that_cannot_be_is_refused(tmp_path, fields, reason):
+    """The file is named, and why."""
+    file = tmp_path / "catalog.toml"
+    file.write_text(f'[[model]]\nname = "mine"\nfamily = "sdxl"\nsource = "x"\nwidth = 64\nheight = 64\n{fields}\n')
+    with pytest.raises(Fatal, match=f"catalog.toml.*(?s:.)*{reason}"):
+        load_catalog(file)
+
+
+def test_a_setting_asks_for_rows_that_say_nothing():
+    """FARM_PRECISION is for models that have it and may lose bits; a row's own word counts more."""
+    rows = [row.model_copy(update={"name": name, **fields}) for row, name, fields in _rows_to_ask()]
+    asked = Catalog(rows).in_precision("nf4")
+    assert {row.name: row.precision for row in asked} == {"flux": "nf4", "own": "fp8", "exact": None, "unet": None}
+    assert {row.precision for row in Catalog(rows).in_precision(None)} == {None, "fp8"}
+    assert asked.loras == Catalog().loras
+
+
+def _rows_to_ask():
+    """Return rows that say something about precision, and rows that do not."""
+    flux, sdxl = Catalog().row("flux-dev"), Catalog().row("sdxl")
+    yield flux, "flux", {}
+    yield flux, "own", {"precision": "fp8"}
+    yield flux, "exact", {"allow_lossy": False}
+    yield sdxl, "unet", {}

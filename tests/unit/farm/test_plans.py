@@ -18,7 +18,7 @@ from farm.plans import (
     sizes_of,
     working,
 )
-from farm.plans.plan import BYTES_PER_VALUE
+from farm.plans.plan import BYTES_PER_VALUE, DYNAMIC
 from farm.plans.published import PUBLISHED
 from farm.plans.sizes import measure
 from farm.weights import BadHeader, TensorInfo, read_header
@@ -372,6 +372,36 @@ def test_lossy_plans_are_declared_and_can_be_forbidden(tmp_path):
     row = ROWS["flux-dev"].model_copy(update={"allow_lossy": False})
     assert plan_for_row(row, sizes_of(row, tmp_path), vram_bytes=24 * GIB) == exact
     assert plan("flux-dev", 80, tmp_path).approximations == ()
+
+
+@pytest.mark.parametrize("precision", [Precision.FP8, Precision.FP8_DYNAMIC, Precision.INT8_DYNAMIC, Precision.NF4])
+def test_a_precision_that_the_row_asks_for_is_taken_and_no_other(precision, tmp_path):
+    """However large the card is, and with smaller layouts where it is not; the plan says what it changes."""
+    row = ROWS["flux-dev"].model_copy(update={"precision": precision.value})
+    large, small = (plan_for_row(row, sizes_of(row, tmp_path), vram_bytes=gib * GIB) for gib in (80, 20))
+    for found in (large, small):
+        assert found.component("transformer").storage is precision
+        assert found.approximations == (f"transformer in {precision}",)
+    assert large.component("text_encoder_2").where is Where.RESIDENT
+    assert precision is Precision.NF4 or small.component("text_encoder_2").where is not Where.RESIDENT
+    assert (
+        large.component("transformer").weight_bytes
+        < plan("flux-dev", 80, tmp_path).component("transformer").weight_bytes
+    )
+    exact = plan_for_row(row, sizes_of(row, tmp_path), vram_bytes=80 * GIB, allow_lossy=False)
+    assert exact == plan("flux-dev", 80, tmp_path, allow_lossy=False)
+    assert not plan_for_row(row, sizes_of(row, tmp_path), vram_bytes=100 * GIB, device_kind="cpu").is_lossy
+    with pytest.raises(NoPlan, match=f"smallest plan: transformer {precision}"):
+        plan_for_row(row, sizes_of(row, tmp_path), vram_bytes=4 * GIB)
+
+
+def test_nobody_computes_in_eight_bits_unasked(tmp_path):
+    """Whatever the card, a row without a precision gets none that changes activations."""
+    for name in ROWS:
+        for vram_gib in CARDS_GIB:
+            with contextlib.suppress(NoPlan):
+                found = plan(name, vram_gib, tmp_path)
+                assert not {part.storage for part in found.components} & DYNAMIC
 
 
 def test_a_worker_without_bitsandbytes_gets_no_four_bits(tmp_path):

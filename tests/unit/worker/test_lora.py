@@ -334,3 +334,20 @@ def test_weights_in_eight_bits_keep_theirs_and_are_helped_beside(ours, tiny_fold
         assert float((image - other).abs().max()) <= MAX_DIFFERENCE
     assert float((images[0] - images[1]).abs().max()) > 100 * MAX_DIFFERENCE
     assert torch.equal(images[0], images[3])
+
+
+class Packed(torch.Tensor):
+    """Stands for the classes of torchao's weights, which say that they have 16 bits and cannot be added to."""
+
+
+def test_packed_weights_keep_theirs_and_are_helped_beside(ours, tiny_folder, folder):
+    """Beside weights of another library's class a LoRA changes the picture as if it were in them, and not them."""
+    plain = open_model(tiny_folder, LoraLibrary(Catalog(), folder, fetch=never))
+    linears = [module for module in ours._unet.modules() if isinstance(module, torch.nn.Linear)]
+    before = [linear.weight.clone() for linear in linears]
+    for linear in linears:
+        linear.weight = torch.nn.Parameter(linear.weight.data.as_subclass(Packed), requires_grad=False)
+    units = [tiny_unit(loras=(SKETCH,)), tiny_unit()]
+    for image, other in zip(render(ours, units), render(plain, units), strict=True):
+        assert float((image - other).abs().max()) <= MAX_DIFFERENCE
+    assert all(torch.equal(linear.weight, weight) for linear, weight in zip(linears, before, strict=True))
