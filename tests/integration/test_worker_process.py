@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from farm.jobs import JobState
+from farm.queue import queue_length
 from farm.recipes import read_recipe
+from farm.requests import Reproducibility
 from faulty import MAX_BATCH, faulty_farm
 
 pytestmark = pytest.mark.slow
@@ -43,3 +47,41 @@ def test_cancelling_frees_the_seats_within_a_step(farm):
     assert farm.ledger.workers()[0].steps < 1000, "a seat was held to its run's end"
     assert farm.ledger.job(job).state is JobState.CANCELLED
     assert list(farm.store.list(f"jobs/{job}/")) == []
+
+
+def test_a_worker_measures_its_device_and_holds_no_more_than_pays(tmp_path):
+    """The first worker leaves a curve; a second one that is told of a saturated device renders one image at a time.
+
+    What it has no use for it neither claims nor has handed out: two units wait behind the one that renders.
+    """
+    with faulty_farm(tmp_path, measure_batch="on", tuning_dir=tmp_path / "tuning") as farm:
+        first = farm.worker("first:cpu0")
+        farm.finish(farm.post(4, steps=4, reproducibility=Reproducibility.FAST))
+        (path,) = (tmp_path / "tuning").glob("*.json")
+        content = json.loads(path.read_text())
+        (entry,) = content["entries"].values()
+        assert entry["origin"]["rounds"] == entry["value"]["rounds"] == 3
+        assert entry["origin"]["card"].startswith("cpu, ")
+        assert {"1", "2"} <= set(entry["value"]["step_ms"])
+        farm.wait(lambda: farm.ledger.workers()[0].caps)
+        first.kill()
+        first.wait()
+
+        entry["value"] |= {"step_ms": {"1": 10, "2": 20, "3": 30}, "end": "flat"}
+        path.write_text(json.dumps(content))
+        farm.worker("second:cpu0")
+        job = farm.post(20, steps=6, reproducibility=Reproducibility.FAST)
+        held, handed = [], []
+
+        def is_done():
+            held.append(max((len(farm.held_by(each.name, job)) for each in farm.workers("second")), default=0))
+            handed.append(queue_length(farm.app, "tiny"))
+            return farm.ledger.job(job).state.is_final
+
+        farm.wait(is_done)
+        report = farm.workers("second")[0]
+        assert (report.seats, list(report.caps.values()), report.max_batch) == (1, [1], MAX_BATCH)
+        assert report.seat_steps == report.steps
+        assert 1 < max(held) <= 1 + 2
+        assert max(handed) <= 2 * 1 + 1
+        farm.finish(job)

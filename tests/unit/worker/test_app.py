@@ -17,7 +17,16 @@ from farm.errors import Fatal, UnknownModel
 from farm.jobs import Hint
 from farm.settings import Settings
 from farm.storage import Store
-from worker.app import Drain, _all_signals_drain, default_node, prepare_bucket, read_hint, served_models, sole_use
+from worker.app import (
+    Drain,
+    _all_signals_drain,
+    default_node,
+    measures_batches,
+    prepare_bucket,
+    read_hint,
+    served_models,
+    sole_use,
+)
 from worker.description import read_gpu
 from worker.gpu import Device, Telemetry
 
@@ -71,6 +80,14 @@ def test_one_worker_per_gpu_whatever_its_name_or_farm():
             others.enter_context(sole_use(node, CPU, settings))
     with sole_use("box:gpu0", CARD, other):
         pass
+
+
+def test_seats_are_measured_on_gpus_unless_somebody_says_otherwise():
+    """By itself a GPU measures and a CPU does not; `on` and `off` hold for both."""
+    gpu = Device(torch.device("cuda"), CARD.kind, CARD.uuid)
+    choices = ("auto", "on", "off")
+    assert [measures_batches(choice, gpu) for choice in choices] == [True, True, False]
+    assert [measures_batches(choice, CPU) for choice in choices] == [False, True, False]
 
 
 def test_a_worker_started_by_hand_has_a_lasting_name():

@@ -282,7 +282,8 @@ def test_seats_worth_having_follow_the_measurement(engine_of, tiny_pipeline):
 def test_on_a_real_clock_the_tiny_model_is_measured_in_no_time(tmp_path, tiny_pipeline):
     """A started engine measures, renders what it renders without, and leaves a curve with its provenance."""
     units = numbered(4, guidance_scale=5.0)
-    engine = Engine(lambda _: tiny_pipeline, max_batch=4, caps=Caps(Measured(tmp_path, ORIGIN)))
+    caps = Caps(Measured(tmp_path, ORIGIN), budget_s=300)  # this machine may be busy
+    engine = Engine(lambda _: tiny_pipeline, max_batch=4, caps=caps)
     engine.start()
     futures = [engine.submit(unit) for unit in units]
     images = [future.result(timeout=60) for future in futures]
