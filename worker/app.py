@@ -34,6 +34,7 @@ from farm.storage import Store
 from worker.description import Description
 from worker.engine import Engine
 from worker.finishing import Finishing
+from worker.forward import Toolbox
 from worker.gpu import Device, DeviceLock, choose_device
 from worker.identity import Identities
 from worker.inputs import Pictures
@@ -82,14 +83,18 @@ def run(settings: Settings) -> int:
         torch.set_num_threads(settings.torch_threads)
     node = settings.worker_name or default_node(device)
     with sole_use(node, device, settings):
-        catalog = load_catalog(settings.catalog_file)
+        catalog = load_catalog(settings.catalog_file).in_precision(settings.precision)
         models = served_models(settings.worker_models, catalog)
         name = f"{node}#{secrets.token_hex(4)}"
         ledger = Ledger.connect(settings)
         store = Store.connect(settings)
         prepare_bucket(store)
-        measured = Measured(settings.tuning_dir or settings.models_dir / TUNING_FOLDER, Origin.of(device))
-        weights = WorkerModels(settings, catalog, device)
+        tuning_dir = settings.tuning_dir or settings.models_dir / TUNING_FOLDER
+        measured = Measured(tuning_dir, Origin.of(device))
+        toolbox = Toolbox.of(
+            settings.optimise, device, store=measured, cache_dir=tuning_dir / "compile", max_batch=settings.max_batch
+        )
+        weights = WorkerModels(settings, catalog, device, toolbox=toolbox)
         nudge = threading.Event()
 
         def fill_seats() -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from farm.catalog import Catalog
     from farm.settings import Settings
     from worker.budget import Footprint
+    from worker.forward import Toolbox
     from worker.gpu import Device
     from worker.pipelines.base import Pipeline
 
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
 class WorkerModels:
     """What an engine asks about the models of `catalog`; fetches from the hub what is not here."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, device: Device) -> None:
+    def __init__(self, settings: Settings, catalog: Catalog, device: Device, *, toolbox: Toolbox | None = None) -> None:
+        """Prepare for the models of `catalog`, whose forwards are made fast by `toolbox`, if there is one."""
         token = None if settings.hf_token is None else settings.hf_token.get_secret_value()
         self._catalog = catalog
         self._device = device
+        self._toolbox = toolbox
         self._models_dir = settings.models_dir
         self._max_batch = settings.max_batch
         self._hub = Hub(token=token)
@@ -65,6 +68,7 @@ class WorkerModels:
             hub=self._hub,
             loras=self._loras,
             controlnets=self._catalog.controlnets,
+            toolbox=self._toolbox,
         )
 
     def _find(self, model: str) -> Iterable[Path]:

@@ -38,10 +38,13 @@ class Forward:
         compiled: Compiled | None = None,
         choice: AttentionChoice | None = None,
         accumulates_in_fp16: bool = False,
+        optimisations: tuple[str, ...] = (),
         approximations: tuple[str, ...] = (),
     ) -> None:
         """Compute `module`, whose arguments have rows but for `unbatched`; with nothing else given, as it is."""
         self.module = module
+        self.optimisations = optimisations
+        """What is in use, by the names of FARM_OPTIMISE."""
         self.approximations = approximations
         """What forwards that are not exact change in pictures beyond rounding, for their recipes."""
         self._unbatched = frozenset(unbatched)
@@ -50,6 +53,7 @@ class Forward:
         self._compiled = compiled
         self._choice = choice
         self._accumulates_in_fp16 = accumulates_in_fp16
+        self._has_hooks = False
         self._is_plain = layers is None and graphs is None and compiled is None and not accumulates_in_fp16
 
     def __call__(self, *, exact: bool, **inputs: Any) -> torch.Tensor:
@@ -59,7 +63,7 @@ class Forward:
             output: torch.Tensor = self.module(**inputs)[0]
             return output
         bundle = Bundle.of(inputs, self._unbatched)
-        is_compiled = self._compiled is not None and not exact and self._compiled.is_due(bundle.key)
+        is_compiled = not exact and not self._has_hooks and self._is_due(bundle)
         look = PLAIN if exact else self._look(bundle)
         compute = partial(self._compute, look=look, is_compiled=is_compiled, exact=exact)
         if self._graphs is None:
@@ -72,23 +76,37 @@ class Forward:
         return compute(bundle)
 
     @contextmanager
-    def bare(self) -> Iterator[None]:
-        """Have the module itself compute as it came while the context is open, for whoever calls it or its blocks."""
+    def directly(self, *, exact: bool) -> Iterator[None]:
+        """Let the module's own parts be called while the context is open: exact as they came, else as fast as may be.
+
+        For forwards that skip some of them, which can neither be recorded nor compiled as a whole.
+        """
         with ExitStack() as how:
             if self._layers is not None:
-                how.enter_context(self._layers.using(PLAIN))
-            if self._compiled is not None:
+                how.enter_context(self._layers.using(PLAIN if exact else Look(is_fused=self._layers.has_fused)))
+            if self._accumulates_in_fp16 and not exact:
+                how.enter_context(_fp16_accumulation())
+            if self._compiled is not None and (exact or self._has_hooks):
                 how.enter_context(self._compiled.eagerly())
             yield
 
+    def have_hooks(self, *, has_hooks: bool) -> None:
+        """Say whether layers have hooks that compute: torch.compile would not see those that come or go later."""
+        if has_hooks or self._has_hooks:
+            self.forget()
+        self._has_hooks = has_hooks
+
     def forget(self) -> None:
-        """Drop what relies on where the weights lie: they have been replaced, not patched in place."""
+        """Drop what was recorded: layers or weights have been replaced, and not patched in place."""
         if self._graphs is not None:
             self._graphs.forget(self)
 
     def give_up_memory(self) -> bool:
         """Drop what can be made again because memory ran out elsewhere; return whether there was anything."""
         return self._graphs is not None and self._graphs.give_up()
+
+    def _is_due(self, bundle: Bundle) -> bool:
+        return self._compiled is not None and self._compiled.is_due(bundle.key)
 
     def _look(self, bundle: Bundle) -> Look:
         """Return how forwards like `bundle` are computed; the first time on a card that may take some forwards."""

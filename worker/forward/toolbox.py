@@ -98,6 +98,7 @@ class Toolbox:
             log.info("model %s, optimised by %s", name, selection.summary, extra=facts)
         if not selection.active:
             return Forward(module, unbatched=unbatched)
+        network = _network(module, dtype)
         if Optimisation.FUSED in selection.active:
             layers.fuse()
         chooses = Optimisation.ATTENTION in selection.active or Optimisation.SAGE in selection.active
@@ -107,10 +108,11 @@ class Toolbox:
             layers=layers,
             graphs=self.graphs if Optimisation.GRAPHS in selection.active else None,
             compiled=self._compiled(module) if Optimisation.COMPILE in selection.active else None,
-            choice=AttentionChoice(kernels, network=_network(module, dtype), store=self.store, timer=self.timer)
+            choice=AttentionChoice(kernels, network=network, store=self.store, timer=self.timer)
             if chooses and len(kernels) > 1
             else None,
             accumulates_in_fp16=Optimisation.FP16_ACCUMULATION in selection.active,
+            optimisations=tuple(sorted(selection.active)),
             approximations=_approximations(selection.active),
         )
 

@@ -39,6 +39,7 @@ class FluxPipeline(FlowModel):
         "transformer": FluxTransformer2DModel,
         "vae": AutoencoderKL,
     }
+    unbatched: ClassVar[tuple[str, ...]] = ("txt_ids", "img_ids")
     cache_bytes: ClassVar[int] = 192 * 2**20  # 512 x 4096 numbers of T5 in 16 bits are 4 MiB
     max_shift: ClassVar[float] = 1.15
 
@@ -89,9 +90,10 @@ class FluxPipeline(FlowModel):
             "img_ids": _image_ids(height, width, self.device),
         }
         if rows.cached:
-            output = self._first_block_cache(rows.cached, one_by_one=rows.is_padded, **inputs)
+            with self.forward.directly(exact=rows.is_padded):
+                output = self._first_block_cache(rows.cached, one_by_one=rows.is_padded, **inputs)
         else:
-            output = self._transformer(**inputs, return_dict=False)[0]
+            output = self.forward(exact=rows.is_padded, **inputs)
         return pixel_shuffle(output.transpose(1, 2).unflatten(2, (height, width)), PATCH)
 
 

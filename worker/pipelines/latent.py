@@ -14,6 +14,7 @@ import torch
 
 from farm.errors import RenderFailed
 from farm.plans import Where
+from worker.forward import Forward
 from worker.lora import LoraLibrary, LoraPatch
 from worker.pipelines.base import NO_INPUTS
 from worker.pipelines.vae import ImageCoder
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from farm.catalog import Family
     from farm.jobs import Unit
     from farm.prompts import Lora
+    from worker.forward import Toolbox
     from worker.pipelines.base import Encoded, Inputs, Ride
     from worker.pipelines.controlnet import ControlNets
     from worker.pipelines.placement import Placement
@@ -53,6 +55,8 @@ class Loaded:
     embeddings_dir: Path | None = None  # where textual inversions lie
     loras: LoraLibrary | None = None
     controlnets: ControlNets | None = None
+    toolbox: Toolbox | None = None  # what makes forwards fast; None: they run as they are
+    allow_lossy: bool = True  # whether it may change pictures beyond rounding
 
 
 class LatentModel(ABC):
@@ -65,6 +69,9 @@ class LatentModel(ABC):
 
     denoiser: ClassVar[str] = "unet"
     """Which part is the denoiser."""
+
+    unbatched: ClassVar[tuple[str, ...]] = ()
+    """Arguments of its forward that all rows share."""
 
     heeds_force_upcast: ClassVar[bool] = False
     """Whether the VAE of this family overflows in fp16 unless its config says that it does not."""
@@ -90,7 +97,11 @@ class LatentModel(ABC):
         self._is_streamed = bool(
             loaded.placement and loaded.placement.plan.component(self.denoiser).where is Where.STREAMED
         )
-        self.approximations: tuple[str, ...] = loaded.placement.plan.approximations if loaded.placement else ()
+        self.forward = self._forward_of(loaded)
+        # What a step costs depends on how it is computed as well.
+        self.architecture = "-".join([self.architecture, *self.forward.optimisations])
+        planned = loaded.placement.plan.approximations if loaded.placement else ()
+        self.approximations: tuple[str, ...] = (*planned, *self.forward.approximations)
         self.scheduler_config: Mapping[str, Any] = loaded.scheduler_config
         adaptable = {
             name: part for name, part in loaded.parts.items() if isinstance(part, torch.nn.Module) and name != "vae"
@@ -100,6 +111,21 @@ class LatentModel(ABC):
         self.text_cache = EmbeddingCache(self.cache_bytes)
         encoders = [name for name, part in adaptable.items() if name.startswith("text_encoder")]
         self._visits = Visits(loaded.placement, encoders)
+
+    def _forward_of(self, loaded: Loaded) -> Forward:
+        module = loaded.parts[self.denoiser]
+        if loaded.toolbox is None:
+            return Forward(module)
+        return loaded.toolbox.forward(
+            module,
+            name=loaded.name,
+            denoiser=self.denoiser,
+            plan=loaded.placement.plan if loaded.placement else None,
+            dtype=loaded.dtype,
+            max_batch=loaded.max_batch,
+            allow_lossy=loaded.allow_lossy,
+            unbatched=self.unbatched,
+        )
 
     def timestep_options(self, _num_inference_steps: int, _height: int, _width: int) -> TimestepOptions:
         """Return nothing: the number of steps says it all."""
@@ -116,7 +142,10 @@ class LatentModel(ABC):
     def adapt(self, loras: tuple[Lora, ...]) -> None:
         """Put exactly these LoRAs into the weights; raises RenderFailed with none in them."""
         if self._patch is not None:
-            self._patch.apply(loras)
+            try:
+                self._patch.apply(loras)
+            finally:
+                self.forward.have_hooks(has_hooks=self._patch.is_beside)
         elif loras:
             raise RenderFailed(f"this worker has no LoRAs, {loras[0].name!r} was asked for")
 
@@ -163,8 +192,20 @@ class LatentModel(ABC):
 
     def encode_image(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Encode [1, 3, h, w] of -1 to 1 to latents [1, *latent_shape], float32, drawing once from `generator`."""
+        state = generator.get_state()
+        try:
+            return self.coder.encode(image, generator)
+        except torch.OutOfMemoryError:
+            if not self.forward.give_up_memory():
+                raise
+        generator.set_state(state)
         return self.coder.encode(image, generator)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode one image's latents [1, *latent_shape] to pixels, uint8 [h, w, 3]."""
+        try:
+            return self.coder.decode(latents)
+        except torch.OutOfMemoryError:
+            if not self.forward.give_up_memory():
+                raise
         return self.coder.decode(latents)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from farm.catalog import ControlNetRow, ModelRow
     from farm.plans import Plan
     from farm.weights import ModelFiles
+    from worker.forward import Toolbox
     from worker.lora import LoraLibrary
     from worker.pipelines.latent import LatentModel
 
@@ -51,11 +52,12 @@ def load_pipeline(
     hub: Hub | None = None,
     loras: LoraLibrary | None = None,
     controlnets: Mapping[str, ControlNetRow] | None = None,
+    toolbox: Toolbox | None = None,
 ) -> LatentModel:
     """Load the model of `row` for `device`, as the best memory plan that fits says; on a CPU all is float32.
 
-    `memory_bytes` is how much memory to plan for, the device's by default. Raises ModelBroken or HubDown, naming model,
-    source and reason.
+    `memory_bytes` is how much memory to plan for, the device's by default; without a `toolbox` forwards run as they
+    are. Raises ModelBroken or HubDown, naming model, source and reason.
     """
     silence()
     hub = hub or Hub()
@@ -104,6 +106,8 @@ def load_pipeline(
                         dtype=dtype,
                     )
                 ),
+                toolbox=toolbox,
+                allow_lossy=row.allow_lossy,
             )
         )
     except torch.OutOfMemoryError:

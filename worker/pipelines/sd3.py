@@ -70,11 +70,10 @@ class Sd3Pipeline(FlowModel):
         return Text(torch.cat([states, t5_states], dim=-2), torch.cat([clip_l.pooled, clip_g.pooled], dim=-1))
 
     def _denoise(self, rows: Rows) -> torch.Tensor:
-        output: torch.Tensor = self._transformer(
+        return self.forward(
+            exact=rows.is_padded,
             hidden_states=rows.latents,
             timestep=rows.timesteps,
             encoder_hidden_states=rows.states,
             pooled_projections=rows.pooled,
-            return_dict=False,
-        )[0]
-        return output
+        )

@@ -148,12 +148,14 @@ class UnetModel(LatentModel):
             "mid_block_additional_residual": steered.middle,
         }
         rows = cached_rows(rides, sides)
-        if phase_of(rides[0], guided=guided).is_shallow:
-            output = self._deep_cache.shallow(rows, **inputs)
-        elif any(rows):
-            output = self._deep_cache.whole(rows, **inputs)
-        else:
-            output = self._unet(**inputs, return_dict=False)[0]
+        exact = batch_shape is not None
+        if not any(rows):
+            return guide(self.forward(exact=exact, **inputs), sides, rides)
+        with self.forward.directly(exact=exact):
+            if phase_of(rides[0], guided=guided).is_shallow:
+                output = self._deep_cache.shallow(rows, **inputs)
+            else:
+                output = self._deep_cache.whole(rows, **inputs)
         return guide(output, sides, rides)
 
     def _embed_guidance(self, scales: Sequence[float]) -> torch.Tensor | None:
