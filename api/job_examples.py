@@ -50,6 +50,14 @@ JOB_SPEC_BODY: Final[dict[str, Any]] = {
                         "output": {"format": "webp", "quality": 85},
                     },
                 },
+                "sooner": {
+                    "summary": "Guidance for 60% of the run, the whole UNet at every second call; one picture exact",
+                    "value": {
+                        "model": "scenes",
+                        "prompts": ["a yellow star above a blue boat", {"prompt": "a pink tree", "acceleration": {}}],
+                        "acceleration": {"guidance_end": 0.6, "deep_cache_interval": 2},
+                    },
+                },
             },
         }
     },

@@ -236,7 +236,7 @@ def test_env_example_and_compose_name_the_same_variables() -> None:
 def test_defaults_in_env_example_are_those_of_the_settings() -> None:
     """A commented FARM_ line shows the default that holds without it."""
     examples = {"FARM_CATALOG_FILE", "FARM_INPUT_HOSTS", "FARM_WORKER_MODELS", "FARM_S3_PUBLIC_ENDPOINT"}
-    examples |= {"FARM_WEBHOOK_SECRET", "FARM_WEBHOOK_ALLOW_PRIVATE"}
+    examples |= {"FARM_WEBHOOK_SECRET", "FARM_WEBHOOK_ALLOW_PRIVATE", "FARM_PRECISION"}
     shown = {name for name, (_, live) in env_example().items() if name.startswith("FARM_") and not live}
     for name in shown - examples:
         default = Settings.model_fields[name.removeprefix("FARM_").lower()].default
