@@ -89,14 +89,10 @@ class LatentModel(ABC):
         self.device_name = loaded.device_name
         self.dtype = loaded.dtype
         self.max_batch = loaded.max_batch
-        self.architecture = architecture_of(
-            self.family,
-            loaded.parts[self.denoiser],
-            where=loaded.placement.plan.component(self.denoiser).where if loaded.placement else Where.RESIDENT,
-        )
-        self._is_streamed = bool(
-            loaded.placement and loaded.placement.plan.component(self.denoiser).where is Where.STREAMED
-        )
+        planned = loaded.placement.plan.component(self.denoiser) if loaded.placement else None
+        kept = Where.RESIDENT if planned is None else f"{planned.storage}-{planned.where}"
+        self.architecture = architecture_of(self.family, loaded.parts[self.denoiser], kept=kept)
+        self._is_streamed = planned is not None and planned.where is Where.STREAMED
         self.forward = self._forward_of(loaded)
         # What a step costs depends on how it is computed as well.
         self.architecture = "-".join([self.architecture, *self.forward.optimisations])

@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 _DIGITS: Final = 16
 
 
-def architecture_of(family: str, denoiser: nn.Module, *, where: str) -> str:
-    """Return a name for what `denoiser` computes with; equal where weights have the same names, sizes and precision.
+def architecture_of(family: str, denoiser: nn.Module, *, kept: str) -> str:
+    """Return a name for what `denoiser` computes with; equal where weights have the same names, sizes and types.
 
-    `where` says where they live: those that travel to the device at each step cost more.
+    `kept` says in which precision and where: those that travel to the device at each step cost more, and of layers that
+    compute in eight bits not every type tells.
     """
     lines = [f"{name} {tuple(each.shape)} {each.dtype}" for name, each in sorted(denoiser.state_dict().items())]
     digest = hashlib.sha256("\n".join([type(denoiser).__name__, *lines]).encode()).hexdigest()
-    return f"{family}-{digest[:_DIGITS]}-{where}"
+    return f"{family}-{digest[:_DIGITS]}-{kept}"
 
 
 def cost_facts(pipeline: Pipeline, seat: Seat) -> dict[str, str | int | bool]:

@@ -108,8 +108,8 @@ def test_precision_and_place_of_weights_are_part_of_an_architecture():
     wide = torch.nn.Linear(2, 2)
     narrow = torch.nn.Linear(2, 2).to(torch.bfloat16)
     names = [
-        architecture_of("flux", wide, where="resident"),
-        architecture_of("flux", narrow, where="resident"),
-        architecture_of("flux", wide, where="streamed"),
+        architecture_of("flux", wide, kept="resident"),
+        architecture_of("flux", narrow, kept="resident"),
+        architecture_of("flux", wide, kept="bf16-streamed"),
     ]
     assert len(set(names)) == 3
