@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from farm.plans import Where
+from farm.plans import DYNAMIC, Where
 from worker.forward.options import Optimisation
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def select(chosen: frozenset[Optimisation], case: Case) -> Selection:
 
 def _refusals(chosen: frozenset[Optimisation], case: Case) -> Iterator[tuple[Optimisation, str]]:
     for name in chosen:
-        reason = _tied(case) if name in _TIED_TO_WEIGHTS else ""
+        reason = _tied(case, name) if name in _TIED_TO_WEIGHTS else ""
         match name:
             case Optimisation.GRAPHS:
                 reason = reason or _no_graphs(case)
@@ -72,14 +72,17 @@ def _refusals(chosen: frozenset[Optimisation], case: Case) -> Iterator[tuple[Opt
             yield name, reason
 
 
-def _tied(case: Case) -> str:
-    """Return why nothing may rely on where this denoiser's weights lie and what they are; "" when all may."""
+def _tied(case: Case, name: Optimisation) -> str:
+    """Return why `name` may not rely on where this denoiser's weights lie and what they are; "" when it may."""
     if case.plan is None:
         return ""
     part = case.plan.component(case.denoiser)
     if part.where is not Where.RESIDENT:
         return f"the {case.denoiser} is {part.where}"
-    return f"the {case.denoiser} is kept in {part.storage}" if part.is_lossy else ""
+    # What computes in eight bits stays as it is, and wants to be compiled; other kinds are widened by hooks.
+    if part.is_lossy and (part.storage not in DYNAMIC or name is Optimisation.FUSED):
+        return f"the {case.denoiser} is kept in {part.storage}"
+    return ""
 
 
 def _no_graphs(case: Case) -> str:

@@ -96,8 +96,9 @@ class LatentModel(ABC):
         self.forward = self._forward_of(loaded)
         # What a step costs depends on how it is computed as well.
         self.architecture = "-".join([self.architecture, *self.forward.optimisations])
-        planned = loaded.placement.plan.approximations if loaded.placement else ()
-        self.approximations: tuple[str, ...] = (*planned, *self.forward.approximations)
+        lossy = loaded.placement.plan.approximations if loaded.placement else ()
+        self.approximations: tuple[str, ...] = lossy
+        self.fast_approximations = self.forward.approximations
         self.scheduler_config: Mapping[str, Any] = loaded.scheduler_config
         adaptable = {
             name: part for name, part in loaded.parts.items() if isinstance(part, torch.nn.Module) and name != "vae"

@@ -66,6 +66,13 @@ def test_weights_that_are_widened_at_each_step_are_left_alone(storage):
     assert selection.refused == dict.fromkeys(TIED, f"the unet is kept in {storage}")
 
 
+def test_weights_that_compute_in_eight_bits_are_recorded_and_compiled_and_not_laid_together():
+    """They are slower than sixteen bits without a compiler, and each has scales of its own."""
+    selection = select(ON_ANY_CARD, a_case(plan=moved(plan_of(24), storage=Precision.INT8_DYNAMIC)))
+    assert selection.active == ON_ANY_CARD - {FUSED}
+    assert selection.refused == {FUSED: "the unet is kept in int8-dynamic"}
+
+
 def test_recordings_need_room_beside_the_other_phases():
     """What steps work in is held for ever; where decoding has no room beside it, nothing is recorded."""
     plan = plan_of(12)
