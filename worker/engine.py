@@ -378,7 +378,11 @@ class Engine:
             warnings=(*seat.warnings, *finished.warnings),
             lora_hashes=dict(pipeline.lora_hashes),
             inversion_hashes=seat.inversion_hashes,
-            approximations=(*pipeline.approximations, *seat.unit.acceleration.approximations),
+            approximations=(
+                *pipeline.approximations,
+                *(() if lane.key.is_invariant else pipeline.fast_approximations),
+                *seat.unit.acceleration.approximations,
+            ),
             upscaled=finished.upscaled,
             upscaler_hash=finished.upscaler_hash,
             nsfw=finished.nsfw,

@@ -7,7 +7,7 @@ the engine may try again with fewer seats. Who sits, whose turn it is and what a
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch.nn.functional import interpolate
@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 from farm.errors import RenderFailed
 from farm.schedulers import find_scheduler
 from worker.caching import phase_of
+from worker.downloads import Download
 from worker.pipelines.base import Inputs, Ride, pack
 from worker.pipelines.pixels import resize
 from worker.sampling import Histories, NoiseSource, OwnSteps, schedule_for
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from worker.pipelines.base import Pipeline
     from worker.sampling import Schedule
     from worker.seat import BatchKey, NextPass, Seat
+
+_NOT_FINITE: Final = "not finite (NaN)"
 
 
 class Runs:
@@ -111,19 +114,20 @@ class Runs:
         latents = self._histories[seat.key].current([seat.slot], [seat.call])
         unit, controls = following.unit, seat.inputs.controls
         seat.memory.clear()  # it may wait for long in the next lane
-        flaw = _flaw_of(latents)
         if following.upscaler == "latent":
+            flaw = None if torch.isfinite(latents).all() else _NOT_FINITE
             size = pipeline.latent_shape(unit.height, unit.width)[-2:]
             return Inputs(latents=interpolate(latents, size=size, mode="bilinear"), controls=controls), flaw
-        pixels = pipeline.decode(latents).cpu().numpy()
-        return Inputs(image=resize(pixels, unit.width, unit.height), controls=controls), flaw
+        pixels, is_finite = Download(pipeline.decode(latents), torch.isfinite(latents).all()).wait()
+        picture = resize(pixels, unit.width, unit.height)
+        return Inputs(image=picture, controls=controls), None if is_finite else _NOT_FINITE
 
     def decode(self, pipeline: Pipeline, seat: Seat) -> tuple[np.ndarray, str | None]:
         """Decode a finished run, one image at a time; return pixels, uint8 [h, w, 3], and what is wrong with them."""
         seat.memory.clear()  # the VAE may want the room
         latents = self._histories[seat.key].current([seat.slot], [seat.call])
-        pixels = pipeline.decode(latents).cpu().numpy()
-        return pixels, _flaw_of(latents) or ("all black" if _is_black(pixels) else None)
+        pixels, is_finite = Download(pipeline.decode(latents), torch.isfinite(latents).all()).wait()
+        return pixels, _NOT_FINITE if not is_finite else "all black" if _is_black(pixels) else None
 
     def keep_only(self, keys: Container[BatchKey]) -> None:
         """Free the latents of lanes that are no more."""
@@ -146,10 +150,6 @@ def schedule_of(pipeline: Pipeline, unit: Unit, inputs: Inputs) -> Schedule:
 def _is_black(pixels: np.ndarray) -> bool:
     """Return whether there is nothing to see; a glance at some rows tells nearly always, and takes no time."""
     return not pixels[:: max(1, len(pixels) // 8)].any() and not pixels.any()
-
-
-def _flaw_of(latents: torch.Tensor) -> str | None:
-    return None if bool(torch.isfinite(latents).all()) else "not finite (NaN)"
 
 
 def _predict(

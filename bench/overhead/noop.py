@@ -43,6 +43,7 @@ class NoopPipeline:
     dtype = torch.float32
     lora_hashes: Mapping[str, str] = MappingProxyType({})
     approximations = ()
+    fast_approximations = ()
     max_batch = None
     scheduler_config: Mapping[str, Any] = _SD15
 

@@ -176,7 +176,11 @@ class ModelRun:
                 "dtype": str(self._pipeline.dtype).removeprefix("torch."),
                 "plan": self._plan.summary,
                 "optimisations": list(self._pipeline.forward.optimisations),
-                "approximations": [*self._pipeline.approximations, *wishes.acceleration.approximations],
+                "approximations": [
+                    *self._pipeline.approximations,
+                    *self._pipeline.fast_approximations,
+                    *wishes.acceleration.approximations,
+                ],
             },
         )
         work = {"step_tflop": self._work.step, "decode_tflop": self._work.decode, "encode_tflop": self._work.encode}

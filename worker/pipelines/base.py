@@ -115,6 +115,10 @@ class Pipeline(Protocol):
         """What its memory plan changes in pictures, for their recipes."""
 
     @property
+    def fast_approximations(self) -> tuple[str, ...]:
+        """What makes its steps fast changes in pictures beyond rounding, but for those of invariant lanes."""
+
+    @property
     def scheduler_config(self) -> Mapping[str, Any]:
         """The config that came with the model: its betas and what it predicts."""
 

@@ -38,6 +38,7 @@ class FakePipeline:
     dtype = torch.float32
     lora_hashes = MappingProxyType({})
     approximations = ()
+    fast_approximations = ("steps of another kind",)
 
     def __init__(self, name="tiny", *, max_batch=None):
         self.name = name
@@ -589,6 +590,7 @@ def test_fast_and_invariant_never_share_a_lane():
         pipeline, [tiny_unit(prompt="fast"), tiny_unit(index=1, prompt="exact", reproducibility=INVARIANT)]
     )
     assert (fast.timings.batch_shape, invariant.timings.batch_shape) == (None, 4)
+    assert (fast.approximations, invariant.approximations) == (pipeline.fast_approximations, ())
     assert all(len(batch) == 1 for batch in pipeline.batches)
     assert sorted(set(pipeline.shapes)) == [1, 4]
 
