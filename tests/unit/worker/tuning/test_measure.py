@@ -109,6 +109,21 @@ def test_a_batch_that_would_take_too_long_is_not_begun():
     assert best_batch(curve, most=32) == 1
 
 
+def test_a_compiler_does_not_use_up_the_time():
+    """A minute that goes into the first step of a batch, after short ones, is not taken from what is left."""
+    seen = set()
+
+    def step_ms(batch):
+        is_compiled = batch == 2 and batch not in seen
+        seen.add(batch)
+        return 60_000 if is_compiled else 100 + batch
+
+    curve = measured(SimulatedDevice(step_ms), bound=6)
+    assert list(curve.step_ms) == [1, 2, 3, 4, 6]
+    assert curve.step_ms[2] == pytest.approx(102)
+    assert curve.end is End.BOUND
+
+
 def test_a_first_step_beyond_the_budget_is_the_only_one():
     """A device that is not made for this is left alone after one step."""
     device = SimulatedDevice(lambda _: 30_000)
