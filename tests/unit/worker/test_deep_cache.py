@@ -9,13 +9,16 @@ import pytest
 
 from acceleration_parity import AcceleratedStudio, counted, render_together
 from farm.errors import RenderFailed
-from farm.jobs import Acceleration
-from farm.requests import Reproducibility
+from farm.expand import expand, unit_of
+from farm.jobs import Acceleration, Hires
+from farm.recipes import Recipe, job_of_recipe
+from farm.requests import JobSpec, Reproducibility
 from farm.schedulers import find_scheduler
 from parity import BROWNIAN_WARNING, MAX_DIFFERENCE, units_of
-from tiny_models import save_tiny_sdxl, tiny_unit
+from tiny_models import SIZE_PX, save_tiny_sdxl, tiny_row, tiny_unit
 from worker.caching import Memory, Phase, phase_of
 from worker.caching.rows import DEEP
+from worker.files import recipe_of
 from worker.pipelines.base import Ride
 
 pytestmark = pytest.mark.filterwarnings(BROWNIAN_WARNING)
@@ -132,3 +135,33 @@ def test_streamed_layers_cannot_be_skipped(sd15, monkeypatch):
     sd15.render([plain], seed=0, max_batch=1)
     with pytest.raises(RenderFailed, match="leave out first_block_cache and deep_cache_interval"):
         sd15.render([replace(plain, acceleration=Acceleration(deep_cache_interval=2))], seed=0, max_batch=1)
+
+
+def test_a_second_pass_begins_anew(sd15):
+    """Of hires fix each pass counts its own calls, and the first one's features, of another size, are gone."""
+    unit = tiny_unit(
+        num_inference_steps=3,
+        hires=Hires(2 * SIZE_PX, 2 * SIZE_PX, 1.0, 3, "latent"),
+        acceleration=Acceleration(deep_cache_interval=3, guidance_end=0.7),
+    )
+    with counted(sd15.ours._unet.mid_block) as middle, counted(sd15.ours._unet.conv_out) as outer:
+        sd15.render([unit], seed=0, max_batch=1)
+    assert (middle, outer) == ([2, 2], [2, 2, 1] * 2)
+
+
+def test_the_recipe_asks_for_the_same_bytes(sd15, tiny_folder):
+    """From the file's recipe back to a job and its unit: the same options and picture, other neighbours or not."""
+    asked = Acceleration(guidance_start=0.1, guidance_end=0.7, deep_cache_interval=2)
+    unit = tiny_unit(num_inference_steps=6, reproducibility=Reproducibility.INVARIANT, acceleration=asked)
+    (first,) = sd15.render([unit], seed=0, max_batch=2)
+    recipe = Recipe.from_json(recipe_of(unit, first).to_json())
+    assert recipe.approximations == asked.approximations == first.approximations
+    body = JobSpec.model_validate(job_of_recipe(recipe))
+    row = tiny_row(tiny_folder)
+    job = expand(body, row, job_id="j", tenant="t", created_at=0.0, drawn_seed=0, max_prompts=1, max_images=1)
+    again = unit_of(job.header, job.entries[0], index=0, attempt=1)
+    assert again.acceleration == asked
+    other = tiny_unit(index=1, num_inference_steps=5, reproducibility=Reproducibility.INVARIANT)
+    second, _ = sd15.render([again, other], seed=3, max_batch=2)
+    assert (second.pixels == first.pixels).all()
+    assert sd15.by_us(second).equal(sd15.by_us(first))
