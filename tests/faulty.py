@@ -63,7 +63,9 @@ min_size = 8
 scheduler = "euler"
 """
 
-_IN_FLIGHT = re.compile(r"render\..*|unacked.*|farm:(leases|flight|handed:.*|held:.*|lane:.*|later|job:.*:again)")
+_IN_FLIGHT = re.compile(
+    r"render\..*|unacked.*|farm:(leases|flight|handed:.*|held:.*|lane:.*|later|job:.*:again|tenant:.*:jobs)"
+)
 """Keys that exist only while a unit waits or is on its way, and of messages."""
 
 resumptions: list[tuple[str, float]] = []
