@@ -49,7 +49,7 @@ class Caps:
         self._budget_s = budget_s
         self._clock = clock
         self._now = now
-        self._undecided: set[str] = set()  # curves that found no end here: not tried again by this process
+        self._undecided: set[str] = set()  # curves that told nothing: not tried again by this process
 
     def seats(
         self, pipeline: Pipeline, seat: Seat, *, most: int, is_alone: bool, go_on: Callable[[], bool] = lambda: True
@@ -110,7 +110,7 @@ class Caps:
             curve = replace(curve, end=End.TIME)  # how it would go on without the others is not known
         if curve.end is End.MEMORY:
             self._remember_limit(facts, max(curve.step_ms, default=1))
-        if curve.end is End.TIME:
+        if not go_on() or (curve.end is End.TIME and not curve.answers(bound)):
             self._undecided.add(curve_key(facts))
         else:
             self._measured.put(curve_key(facts), curve.as_json(), rounds=curve.rounds)

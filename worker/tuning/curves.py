@@ -51,10 +51,10 @@ class StepCurve:
         return 1000 * batch / self.step_ms[batch]
 
     def answers(self, bound: int) -> bool:
-        """Whether it says what is best up to `bound`: it does not where it could not go on, or had no time."""
+        """Whether it says what is best up to `bound`: not where it could not go on, or had no time while it rose."""
         match self.end:
             case End.TIME:
-                return False
+                return best_batch(self, most=bound) is not None
             case End.BOUND:
                 return bound <= self.bound
             case End.MEMORY:

@@ -175,6 +175,25 @@ def test_a_slow_card_keeps_what_it_was_allowed(tmp_path, caplog):
     assert Worker(tmp_path).seats() == 8
 
 
+def test_a_slow_card_that_gains_nothing_is_known_from_two_batches(tmp_path):
+    """Where two seats took twice as long as one, the next worker need not spend the time again."""
+    worker = Worker(tmp_path, step_ms=lambda batch: 800.0 * batch)
+    assert worker.seats() == 1
+    assert worker.device.tried == [1, 2]
+    after = Worker(tmp_path, step_ms=lambda batch: 800.0 * batch)
+    assert after.seats() == 1
+    assert after.device.tried == []
+
+
+def test_a_measurement_that_was_called_off_is_not_kept(tmp_path):
+    """A worker that has to go leaves no half of a curve for those who come."""
+    worker = Worker(tmp_path, step_ms=saturated)
+    unit = seat()
+    assert worker.caps.seats(worker.pipeline, unit, most=8, is_alone=True, go_on=lambda: 2 not in worker.device.tried)
+    assert worker.device.tried == [1, 2]
+    assert list(tmp_path.glob("*.json")) == []
+
+
 def test_one_line_tells_what_was_found(tmp_path, caplog):
     """Measuring says its result, the curve, how it was taken and how long it took, in one sentence."""
     with caplog.at_level(logging.INFO):
