@@ -37,7 +37,7 @@ _USAGE: Final = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, or render tables; return the exit code: 1 when anything failed or was refused, 2 for bad usage."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         if options.table:
             return _show_tables(options.table, options.into)
@@ -50,9 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="farm bench", description="Measure this card.")
-    add = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+    """Return what understands the options; `farm bench` passes its own on."""
+    made = argparse.ArgumentParser(prog="farm bench", description="Measure this card.")
+    add = made.add_argument
     add("--models", metavar="NAMES", help="models of the catalog, separated by commas; none for the card alone")
     add("--batches", metavar="SIZES", help="batch sizes, separated by commas")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto")
@@ -75,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--events", action="store_true", help=argparse.SUPPRESS)
     add("--table", nargs="+", type=Path, metavar="FILE", help="measure nothing: print result files as Markdown")
     add("--into", type=Path, metavar="PAGE", help="with --table: put it between the marks in this page")
-    return parser
+    return made
 
 
 def _measure(options: argparse.Namespace, voice: Voice) -> int:
@@ -83,7 +84,7 @@ def _measure(options: argparse.Namespace, voice: Voice) -> int:
     import diffusers  # noqa: PLC0415
     import transformers  # noqa: PLC0415
 
-    from worker.bench.machine import default_result, describe, neighbours  # noqa: PLC0415
+    from worker.bench.machine import default_result, describe  # noqa: PLC0415
     from worker.bench.model_run import Wishes  # noqa: PLC0415
     from worker.bench.session import run_session  # noqa: PLC0415
     from worker.forward import Toolbox  # noqa: PLC0415
@@ -128,9 +129,10 @@ def _measure(options: argparse.Namespace, voice: Voice) -> int:
         label=label_of(options),
         scratch=options.scratch,
     )
-    if warning := neighbours(device):
-        voice.fail(warning)
-    results = ResultFile(options.out or default_result(device), describe(device))
+    machine = describe(device)
+    if busy := machine.get("busy"):
+        voice.fail(f"{busy}: stop what runs there, or these are not the figures of {device.kind} alone")
+    results = ResultFile(options.out or default_result(device), machine)
     problems = run_session(device, subjects, wishes, settings=settings, results=results, voice=voice)
     voice.table("all of it", *table.summary([results.document]))
     voice.note(f"written to {results.path}")

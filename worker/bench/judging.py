@@ -58,7 +58,7 @@ class Judge:
         }
 
     def mixed(self, mixed: MixedRate, uniform: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a mixed load as the file has it: as work a second beside that of `uniform`, the best batch of one kind.
+        """Return a mixed load as the file has it: work a second, beside that of `uniform`, the best batch of one kind.
 
         Raises AboveCeilingError.
         """

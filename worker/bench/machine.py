@@ -44,20 +44,22 @@ def describe(device: Device) -> dict[str, Any]:
         }
     else:
         about["device"] = f"CPU: {processor()}, {_num_cores()} cores"
+    if busy := neighbours(device):
+        about["busy"] = busy
     if commit := find_commit():
         about["commit"] = commit
     return about
 
 
 def neighbours(device: Device) -> str:
-    """Return a warning when somebody else's work is on the card; empty when nobody's is."""
+    """Return what others do on this device, empty when nobody is known to: figures beside them are not its own."""
     telemetry = read_telemetry(device)
-    if telemetry is None or telemetry.memory_used_mib is None:
-        return ""
-    others_mib = telemetry.memory_used_mib - torch.cuda.memory_reserved(device.torch) // 2**20
-    if others_mib < _BUSY_MIB:
-        return ""
-    return f"other processes hold {others_mib} MiB of this card: stop them, or the figures are not the card's"
+    if telemetry is not None and telemetry.memory_used_mib is not None:
+        others_mib = telemetry.memory_used_mib - torch.cuda.memory_reserved(device.torch) // 2**20
+        return f"other processes hold {others_mib} MiB of the card" if others_mib > _BUSY_MIB else ""
+    if device.torch.type == "cpu" and (load := os.getloadavg()[0]) > _num_cores():
+        return f"a load average of {load:.1f}"
+    return ""
 
 
 def default_result(device: Device) -> Path:

@@ -40,7 +40,7 @@ def summary(documents: Iterable[Mapping[str, Any]]) -> tuple[Sequence[str], list
                 [
                     f"`{section['workload']['model']}`{_variant(name, section)}",
                     describe(section["workload"]),
-                    document["machine"]["device"],
+                    _device(document["machine"]),
                     str(section["best_batch"]),
                     _number(best["images_per_s"]),
                     _percent(best.get("share_of_ceiling")),
@@ -114,6 +114,11 @@ def describe(workload: Mapping[str, Any]) -> str:
         f"{workload['width']}x{workload['height']}, {workload['num_inference_steps']} steps of"
         f" {workload['scheduler']}, {guided}, {workload['dtype']}"
     )
+
+
+def _device(machine: Mapping[str, Any]) -> str:
+    """Return what was measured, and what else went on there."""
+    return f"{machine['device']}, busy: {machine['busy']}" if "busy" in machine else str(machine["device"])
 
 
 def _variant(name: str, section: Mapping[str, Any]) -> str:

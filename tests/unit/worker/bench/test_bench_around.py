@@ -36,11 +36,19 @@ def test_results_of_a_checkout_go_where_results_are(monkeypatch, tmp_path):
     assert machine.find_commit() == ""
 
 
-@pytest.mark.parametrize(("used_mib", "warns"), [(600, False), (9_000, True), (None, False)])
-def test_somebody_elses_work_on_the_card_is_told(monkeypatch, used_mib, warns):
-    """A farm that renders beside a benchmark makes both wrong."""
+@pytest.mark.parametrize(("used_mib", "told"), [(600, ""), (9_000, "other processes hold 9000 MiB of the card")])
+def test_somebody_elses_work_on_the_card_is_told(monkeypatch, used_mib, told):
+    """A farm that renders beside a benchmark makes both wrong; the file says so."""
     monkeypatch.setattr(machine, "read_telemetry", lambda _: SimpleNamespace(memory_used_mib=used_mib))
-    assert ("9000 MiB" in machine.neighbours(CARD)) is warns
+    assert machine.neighbours(CARD) == told
+    assert machine.describe(CARD).get("busy", "") == told
+
+
+@pytest.mark.parametrize(("load", "told"), [(0.4, ""), (999.0, "a load average of 999.0")])
+def test_a_busy_machine_is_told(monkeypatch, load, told):
+    """So is what else takes the CPU."""
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    assert machine.neighbours(CPU) == told
 
 
 def test_start_up_is_measured_in_all_three_ways(monkeypatch, tmp_path):

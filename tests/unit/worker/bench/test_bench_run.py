@@ -15,7 +15,7 @@ from farm.settings import Settings
 from tiny_models import save_tiny_sd15, tiny_row
 from worker.bench import model_run, on_disk
 from worker.bench.ceilings import Ceilings
-from worker.bench.command import _parser, find_subject, label_of, main
+from worker.bench.command import find_subject, label_of, main, parser
 from worker.bench.disk import DiskModel
 from worker.bench.driving import Driver
 from worker.bench.model_run import ModelRun, Wishes, best_of
@@ -180,7 +180,7 @@ def test_images_that_give_something_up_are_no_share_of_the_ceiling(run):
 
 def test_results_of_other_options_say_so():
     """Each option that changes what is measured is in the name of the section."""
-    parse = _parser().parse_args
+    parse = parser().parse_args
     assert label_of(parse([])) == ""
     asked = ["--optimise", "off", "--precision", "fp8-dynamic", "--acceleration", '{"deep_cache_interval": 3}']
     assert (

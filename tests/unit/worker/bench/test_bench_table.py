@@ -62,6 +62,12 @@ def test_what_was_not_measured_is_not_invented():
     assert [row[6:] for row in rows] == [["–", "–", "–", "–"]]
 
 
+def test_a_busy_machine_is_named_beside_its_figures():
+    """Nobody takes the figures of a machine that did other things as well for its best."""
+    busy = {**DOCUMENT, "machine": {"device": "Some Card", "busy": "a load average of 9.1"}}
+    assert table.summary([busy])[1][0][2] == "Some Card, busy: a load average of 9.1"
+
+
 def test_a_section_says_what_sets_it_apart():
     """Results of one model under a cap, or with other settings, are told apart."""
     (row,) = table.summary([{**DOCUMENT, "models": {"sd15 in 24 GiB": SECTION}}])[1]
