@@ -1,4 +1,4 @@
-"""Which attention kernel a denoiser uses at which size: measured on the card at hand, in a second or two, and kept.
+"""Which attention kernel a denoiser uses at which size: measured on the card at hand, in about a second, and kept.
 
 Candidates differ by the rounding of their precision and no more, but for those that are marked lossy. What was chosen
 is kept under card, network and shape, so that it is measured once for all workers of this machine.
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import torch
 from diffusers.models import attention_dispatch
 
+from worker.forward.calls import AttentionCalls
 from worker.forward.layers import DEFAULT, XFORMERS, AttentionLayers, Kernel
 from worker.tuning.store import key_of
 
@@ -26,7 +27,7 @@ log: Final = logging.getLogger(__name__)
 
 _MARGIN: Final = 0.02
 """A kernel must be faster by this share than torch's own choice: less is noise."""
-_BUDGET_S: Final = 2.0
+_BUDGET_S: Final = 1.0
 _MAX_ROUNDS: Final = 7
 _ORDERS: Final = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION")
 _LIBRARIES: Final = ("flash", "_flash_3", XFORMERS)
@@ -82,10 +83,10 @@ class AttentionChoice:
         self._timer = timer
         self._chosen: dict[Hashable, Kernel] = {}
 
-    def kernel(self, shape: str, run: Callable[[Kernel], object]) -> Kernel:
-        """Return the kernel for forwards of `shape`; `run` makes one with a kernel, should it be measured."""
+    def kernel(self, shape: str, forward: Callable[[], object]) -> Kernel:
+        """Return the kernel for forwards of `shape`; should it be measured, `forward` makes one by torch's own."""
         if shape not in self._chosen:
-            self._chosen[shape] = self._remembered(shape) or self._measure(shape, run)
+            self._chosen[shape] = self._remembered(shape) or self._measure(shape, AttentionCalls.of(forward).run)
         return self._chosen[shape]
 
     def _key(self, shape: str) -> str:

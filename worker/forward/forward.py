@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from worker.forward.attention import AttentionChoice
     from worker.forward.compiled import Compiled
     from worker.forward.graphs import Graphs
-    from worker.forward.layers import Kernel
 
 
 class Forward:
@@ -109,15 +108,15 @@ class Forward:
         return self._compiled is not None and self._compiled.is_due(bundle.key)
 
     def _look(self, bundle: Bundle) -> Look:
-        """Return how forwards like `bundle` are computed; the first time on a card that may take some forwards."""
+        """Return how forwards like `bundle` are computed; the first time on a card that takes a moment."""
         look = Look(is_fused=self._layers is not None and self._layers.has_fused)
         if self._choice is None:
             return look
 
-        def run(kernel: Kernel) -> torch.Tensor:
-            return self._compute(bundle, look=look._replace(kernel=kernel), is_compiled=False, exact=False)
+        def forward() -> torch.Tensor:
+            return self._compute(bundle, look=look, is_compiled=False, exact=False)
 
-        return look._replace(kernel=self._choice.kernel(_shape_of(bundle), run))
+        return look._replace(kernel=self._choice.kernel(_shape_of(bundle), forward))
 
     def _compute(self, bundle: Bundle, *, look: Look, is_compiled: bool, exact: bool) -> torch.Tensor:
         with ExitStack() as how:
