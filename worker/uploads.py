@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a CPU tensor's numbers on `device`, in the order of what the device is told; a CPU's are itself.
+    """Return a tensor's numbers on `device`, in the order of what the device is told; what is there already is itself.
 
-    On its way it may be changed or freed on any device but a CPU: page-locked memory, of which torch keeps blocks until
-    the device has read them, holds a copy.
+    The tensor may be changed or freed while it is copied: page-locked memory, of which torch keeps blocks until the
+    device has read them, holds its numbers.
     """
-    if device.type == "cuda":
+    if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 

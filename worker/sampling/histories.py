@@ -52,7 +52,8 @@ class Histories:
     def put(self, slots: Sequence[int], calls: Sequence[int], latents: torch.Tensor) -> None:
         """Set the latents before calls `calls` of `slots` to `latents` [seats, *shape]."""
         columns = [self._column(slot, call) for slot, call in zip(slots, calls, strict=True)]
-        self._write(slots, columns, latents.to(torch.float32).flatten(1).unbind(0))
+        values = upload(latents.to(torch.float32), self._columns.device)
+        self._write(slots, columns, values.flatten(1).unbind(0))
 
     def advance(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +11,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from farm.schedulers import find_scheduler
-from worker.pipelines.base import pack
+from overhead.noop import NoopPipeline
+from tiny_models import tiny_unit
+from worker.pipelines.base import Encoded, pack
+from worker.runs import Runs
 from worker.sampling import Histories, schedule_for
+from worker.seat import BatchKey, Seat
 from worker.uploads import upload, upload_numbers
 
 CPU, ELSEWHERE = torch.device("cpu"), torch.device("meta")
@@ -72,6 +77,38 @@ def test_a_step_of_many_seats_is_as_few_calls_as_one_of_two(device, scheduler):
     assert advance_once(device, 2, scheduler).num_calls == advance_once(device, 16, scheduler).num_calls < 25
 
 
+class Elsewhere(NoopPipeline):
+    """A model on a device that has no numbers; words of different lengths cannot share a forward."""
+
+    device = ELSEWHERE
+
+    def encode(self, unit, _inputs):
+        """Tell the length."""
+        return Encoded(None, form=len(unit.prompt))
+
+    def predict(self, latents, _rides, *, guided, batch_shape):
+        """Return something of the right shape."""
+        assert latents.device == self.device
+        return torch.zeros_like(latents)
+
+
+@pytest.mark.parametrize("prompts", [["a cat", "a dog"], ["a cat", "a long dog"]])
+def test_a_whole_step_never_waits_for_its_device(prompts):
+    """From the latents to the next ones, whether seats share a forward or not, and from the first noise of a run on."""
+    pipeline, runs = Elsewhere(size_px=64, max_batch=4, pictures=[torch.zeros(64, 64, 3)]), Runs(4)
+    seats = []
+    for slot, prompt in enumerate(prompts):
+        unit = tiny_unit(prompt=prompt, scheduler="euler_ancestral", width=64, height=64)
+        seats.append(Seat(unit, Future(), BatchKey.of(unit), 0.0, slot=slot))
+    with Watched() as watched:
+        for seat in seats:
+            runs.begin(pipeline, seat)
+        for _ in range(2):
+            runs.advance(pipeline, seats[0].key, seats, None)
+    assert len(watched.waited_for) == len(seats) + 2 * 3
+    assert not any(watched.waited_for)
+
+
 def test_on_a_cpu_nothing_is_copied():
     """The numbers are where they are to be."""
     tensor = torch.ones(3)
@@ -87,7 +124,7 @@ def test_a_gpu_gets_a_copy_that_stays_as_it_is_until_it_is_read():
             sent.append((device, non_blocking))
             return "there"
 
-    tensor = SimpleNamespace(pin_memory=Pinned)
+    tensor = SimpleNamespace(pin_memory=Pinned, device=CPU)
     assert upload(tensor, torch.device("cuda", 0)) == "there"
     assert sent == [(torch.device("cuda", 0), True)]
 
