@@ -54,6 +54,8 @@ FROM base AS worker
 ARG TORCH_INDEX=""
 # Further extras of pyproject.toml, separated by spaces: `gpu` adds xformers.
 ARG EXTRAS=""
+# torch.compile has the launchers of its kernels compiled when they are first used; without it models run uncompiled.
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 COPY constraints.txt /requirements/
 # Torch alone and first: the largest layer, and the one that only a change of its pin should rebuild.
 RUN --mount=type=cache,target=/root/.cache/pip \
