@@ -57,10 +57,23 @@ CHECKS: Final = (
         "pytest tests/gpu/test_gpu_images.py",
     ),
     Check(
+        "forward",
+        "forwards recorded by the driver have the plain ones' bytes, padded and patched; compiled and fused they are near; a"
+        " capture that fails leaves the device as it was",
+        "all pass",
+        "pytest tests/gpu/test_gpu_forward.py",
+    ),
+    Check(
         "limits",
         "a real out-of-memory error halves the batch and keeps every seat; a second worker on the card refuses",
         "all pass",
         "pytest tests/gpu/test_gpu_limits.py",
+    ),
+    Check(
+        "seats",
+        "seats of lanes are measured: curves of SD 1.5 and SDXL at full size, and memory that ends meanwhile",
+        "2 to 4 s each; SD 1.5 8 to 16 seats, SDXL 2 to 4; no image lost",
+        "pytest tests/gpu/test_gpu_caps.py -o log_cli=true --log-cli-level=INFO",
     ),
     Check("sd15", "SD 1.5 512², 20 steps", "H100: 11.5/s, 4 x diffusers", "farm bench --models sd15 --compiled"),
     Check(
