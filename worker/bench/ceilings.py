@@ -67,12 +67,17 @@ def measure_ceilings(
     """Measure all that this device supports; some ten seconds."""
     found = {}
     for name, product in products_of(device).items():
-        rates = {}
+        rates, reason = [], ""
         for size in SIZES[device.type]:
-            with product.within():
-                rates[size] = best_rate(product.make(size), 2 * size**3, device, clock) / _TERA
-        found[name] = max(rates.values())
-        tell(f"{name}: {found[name]:.4g} TFLOP/s")
+            try:
+                with product.within():
+                    rates.append(best_rate(product.make(size), 2 * size**3, device, clock) / _TERA)
+            except RuntimeError as error:  # too large for its memory, or a kind of product that it does not have
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                break
+        if rates:
+            found[name] = max(rates)
+        tell(f"{name}: {found[name]:.4g} TFLOP/s" if rates else f"{name}: none here ({reason})")
     copied = best_rate(_copy(device), 2 * _COPY_BYTES[device.type], device, clock) / _GIGA
     tell(f"copy: {copied:.4g} GB/s")
     return Ceilings(found, copied)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from farm.settings import Settings
 from worker.bench import table
 from worker.bench.results import ResultFile, read_results
 from worker.bench.voice import Voice
+from worker.launcher import find_gpus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     add("--models", metavar="NAMES", help="models of the catalog, separated by commas; none for the card alone")
     add("--batches", metavar="SIZES", help="batch sizes, separated by commas")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    add("--card", type=int, default=0, metavar="N", help="which of several cards: 0 is the first; others stay idle")
     add("--weights", choices=("auto", "random", "disk"), default="auto", help="auto: those on disk, else random ones")
     add("--steps", type=int, metavar="N", help="denoising steps; the model's own by default")
     add("--seconds", type=float, metavar="S", help="length of a measurement, at least")
@@ -98,6 +101,8 @@ def _measure(options: argparse.Namespace, voice: Voice) -> int:
     transformers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     settings = _settings(options)
+    if options.device != "cpu":
+        show_one_card(options.card)
     device = choose_device(options.device)
     kind = device.torch.type
     if options.vram is not None and kind != "cuda":
@@ -139,6 +144,15 @@ def _measure(options: argparse.Namespace, voice: Voice) -> int:
     if options.json:
         voice.result(results.document)
     return _FAILED if problems else 0
+
+
+def show_one_card(number: int) -> None:
+    """Let torch, and the processes that are started from here, see one of this machine's cards. Raises ValueError."""
+    cards = find_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if cards and not 0 <= number < len(cards):
+        raise ValueError(f"there is no card {number}; there are {len(cards)}, from 0 on")
+    if cards:
+        os.environ["CUDA_VISIBLE_DEVICES"] = cards[number].visible
 
 
 def _settings(options: argparse.Namespace) -> Settings:

@@ -12,10 +12,12 @@ from transformers import AutoConfig
 
 from farm.errors import Fatal
 from farm.weights import Hub, Weights, has_weights
+from worker.bench.reference import pipeline_of
 from worker.bench.work import Work, work_of
 from worker.pipelines.families import family_class
 from worker.pipelines.fitting import memory_of, plan_model
 from worker.pipelines.loading import load_pipeline
+from worker.pipelines.parts import load_part, load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,16 +87,29 @@ class DiskModel:
         )
 
     def reference(self, dtype: torch.dtype) -> Any:
-        """Return diffusers' own pipeline of the same files, whole on the device. Raises Fatal for a single file."""
-        if self.files.single is not None:
-            raise Fatal("diffusers' pipeline is not compared for models in a single file")
-        own = {"safety_checker": None} if self.row.family == "sd15" else {}
-        if self.row.vae is not None:
-            own["vae"] = diffusers.AutoencoderKL.from_pretrained(self.files.config_folder("vae"), torch_dtype=dtype)
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            self.files.folder, dtype=dtype, local_files_only=True, **own
-        )
-        return pipeline.to(self.device.torch)
+        """Return diffusers' own pipeline of the same files, whole on the device. Raises Fatal for single files."""
+        files, types = self.files, family_class(self.row.family).component_types
+        if files.single is not None or (files.vae is not None and files.vae.file is not None):
+            raise Fatal("diffusers' pipeline is not compared for models in single files")
+        parts: dict[str, Any] = dict.fromkeys(types)
+        for name, cls in types.items():
+            if not files.has(name):
+                continue
+            if not has_weights(name):
+                parts[name] = load_tokenizer(cls, files.folder / name)
+                continue
+            chosen = files.vae.chosen if name == "vae" and files.vae is not None else files.parts[name]
+            parts[name] = load_part(
+                cls,
+                files.config_folder(name),
+                variant=chosen.variant if chosen is not None else None,
+                dtype=dtype,
+                device=self.device.torch,
+            ).eval()
+        folder = files.folder / "scheduler"
+        config = json.loads((folder / "scheduler_config.json").read_text("utf-8"))
+        scheduler = getattr(diffusers, config["_class_name"]).from_pretrained(folder)
+        return pipeline_of(self.row, parts, scheduler)
 
 
 def _on_meta(cls: Any, folder: Path) -> Any:

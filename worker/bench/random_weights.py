@@ -19,6 +19,7 @@ from transformers import CLIPTokenizer, PreTrainedModel, T5Tokenizer
 from farm.plans import ModelSizes, plan_for_row
 from farm.plans.sizes import measure
 from farm.weights import TensorInfo
+from worker.bench.reference import pipeline_of
 from worker.bench.work import Work, work_of
 from worker.pipelines.families import family_class
 from worker.pipelines.fitting import loads_on_device, memory_of
@@ -51,13 +52,6 @@ _SCHEDULERS: Final[Mapping[Family, Mapping[str, Any]]] = {
     },
     "sd3": {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0},
 }
-_PIPELINES: Final[Mapping[Family, str]] = {
-    "sd15": "StableDiffusionPipeline",
-    "sdxl": "StableDiffusionXLPipeline",
-    "flux": "FluxPipeline",
-    "sd3": "StableDiffusion3Pipeline",
-}
-_NO_CHECKER: Final = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 _HASH: Final = "0" * 64
 
 
@@ -143,12 +137,7 @@ class RandomModel:
     def reference(self, dtype: torch.dtype) -> Any:
         """Return diffusers' own pipeline with weights of its own, whole on the device."""
         networks = {name: make(build, device=self.device.torch, dtype=dtype) for name, build in self._builders.items()}
-        return getattr(diffusers, _PIPELINES[self.row.family])(
-            **networks,
-            **tokenizers_of(networks),
-            scheduler=_scheduler(self.row),
-            **(_NO_CHECKER if self.row.family == "sd15" else {}),
-        )
+        return pipeline_of(self.row, {**networks, **tokenizers_of(networks)}, _scheduler(self.row))
 
     def write(self, models_dir: Path, dtype: torch.dtype) -> None:
         """Write it under `models_dir` to where its row says that it is, as diffusers saves a model."""
@@ -161,8 +150,7 @@ class RandomModel:
         for name, tokenizer in tokenizers_of(self._on_meta).items():
             tokenizer.save_pretrained(folder / name)
         _scheduler(self.row).save_pretrained(folder / "scheduler")
-        index = {"_class_name": _PIPELINES[self.row.family], "force_zeros_for_empty_prompt": True}
-        (folder / "model_index.json").write_text(json.dumps(index), "utf-8")
+        (folder / "model_index.json").write_text(json.dumps({"force_zeros_for_empty_prompt": True}), "utf-8")
 
 
 def make(build: Callable[[], torch.nn.Module], *, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:

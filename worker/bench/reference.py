@@ -6,6 +6,7 @@ It gets weights of its own, whole on the device, and none of our changes: a stra
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import diffusers
@@ -18,11 +19,24 @@ from worker.bench.units import native_unit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from farm.catalog import ModelRow
+    from farm.catalog import Family, ModelRow
 
 _ROUNDS: Final = 2
+_PIPELINES: Final[Mapping[Family, str]] = {
+    "sd15": "StableDiffusionPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    "flux": "FluxPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+}
+_NO_CHECKER: Final = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 _REGIONAL: Final = ("flux", "sd3")
 """Families whose blocks are alike, and compiled one for all."""
+
+
+def pipeline_of(row: ModelRow, parts: Mapping[str, Any], scheduler: Any) -> Any:
+    """Return diffusers' own pipeline of `parts`, by its names for them; one that a model does without may be None."""
+    cls = getattr(diffusers, _PIPELINES[row.family])
+    return cls(**parts, scheduler=scheduler, **(_NO_CHECKER if row.family == "sd15" else {}))
 
 
 def measure_reference(

@@ -96,6 +96,8 @@ def measure_rate(
         driver.render(short)
         # The second time nothing is made for the first time: what it takes is what a batch will take.
         timings = driver.render(short)[-1].timings
+        if driver.engine.stats().oom_count:
+            raise NotFullError("out of memory")
         round_s = timings.denoise_s / timings.steps * row.num_inference_steps + batch * timings.decode_s
         rounds = min(_MAX_ROUNDS, max(_MIN_ROUNDS, ceil(seconds / max(round_s, 1e-6))))
         memory.reset()

@@ -9,6 +9,7 @@ from worker.bench.ceilings import (
     INT8,
     AboveCeilingError,
     Ceilings,
+    Product,
     best_rate,
     measure_ceilings,
     products_of,
@@ -59,3 +60,23 @@ def test_a_cpu_has_a_ceiling_of_its_own_precision(monkeypatch):
     assert found.tflops["fp32"] > 0
     assert found.copy_gb_per_s > 0
     assert len(told) == 2
+
+
+def test_a_product_that_a_card_does_not_have_is_left_out(monkeypatch):
+    """Sizes that are too large, and precisions that are too new, cost their own number alone; the reason is told."""
+
+    def make(size):
+        if size > 32:
+            raise torch.OutOfMemoryError("too large")
+        return lambda: None
+
+    def lacking(_size):
+        raise RuntimeError("needs compute capability 8.9")
+
+    monkeypatch.setattr("worker.bench.ceilings.SIZES", {"cpu": (32, 64)})
+    monkeypatch.setattr("worker.bench.ceilings._ROUND_S", {"cpu": 0.001})
+    products = {"fp32": Product(make), "fp8": Product(lacking)}
+    monkeypatch.setattr("worker.bench.ceilings.products_of", lambda _: products)
+    told = []
+    assert list(measure_ceilings(CPU, tell=told.append).tflops) == ["fp32"]
+    assert told[1] == "fp8: none here (RuntimeError: needs compute capability 8.9)"

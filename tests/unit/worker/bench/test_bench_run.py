@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from farm.errors import UnknownModel
 from farm.jobs import EXACT, Acceleration
 from farm.settings import Settings
 from tiny_models import save_tiny_sd15, tiny_row
-from worker.bench import model_run, on_disk
+from worker.bench import command, model_run, on_disk
 from worker.bench.ceilings import Ceilings
 from worker.bench.command import find_subject, label_of, main, parser
 from worker.bench.disk import DiskModel
@@ -23,6 +24,7 @@ from worker.bench.random_weights import RandomModel
 from worker.bench.results import ResultFile, read_results
 from worker.bench.voice import Voice
 from worker.gpu import Device
+from worker.launcher import Device as LauncherDevice
 
 CPU = Device(torch.device("cpu"), "cpu", None)
 SD15 = {"text_encoder": tiny_models._text_encoder, "unet": tiny_models._unet, "vae": tiny_models._vae}
@@ -237,6 +239,20 @@ def test_what_makes_no_sense_ends_at_once(arguments, words, capsys):
     """With exit code 2 and the reason, before a second is spent on measuring."""
     assert main(arguments) == 2
     assert words in capsys.readouterr().err
+
+
+def test_of_several_cards_one_is_measured(monkeypatch):
+    """A box of cards is measured by one of them, the first unless told otherwise; without a card nothing is hidden."""
+    cards = [LauncherDevice(f"gpu{i}", f"GPU-{i}", "cuda") for i in range(4)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "all of them")
+    monkeypatch.setattr(command, "find_gpus", lambda visible: cards if visible == "all of them" else [])
+    command.show_one_card(2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-2"
+    command.show_one_card(0)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-2"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "all of them")
+    with pytest.raises(ValueError, match="there is no card 4; there are 4, from 0 on"):
+        command.show_one_card(4)
 
 
 def test_tables_are_printed_or_put_into_a_page(tmp_path, capsys):
