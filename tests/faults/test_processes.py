@@ -132,6 +132,7 @@ def test_a_killed_api_loses_nothing_it_accepted_and_keeps_nothing_else(farm, und
     key = {"Idempotency-Key": "once"}
     with farm.api() as (process, client):
         job = client.post("/v1/jobs", json={"model": "tiny", **job_body()}).raise_for_status().json()["id"]
+        farm.ledger.pause(job)  # it shall last until then
         num_jobs = farm.ledger.num_jobs()
 
         def post():
@@ -142,6 +143,7 @@ def test_a_killed_api_loses_nothing_it_accepted_and_keeps_nothing_else(farm, und
         request = threading.Thread(target=post)
         request.start()
         farm.wait(lambda: staged(farm))
+        farm.ledger.resume(job)
         with farm.disturbed("the API is killed", job):
             process.kill()
             process.wait()
