@@ -58,8 +58,8 @@ CHECKS: Final = (
     ),
     Check(
         "forward",
-        "forwards recorded by the driver have the plain ones' bytes, padded and patched; compiled and fused they are near; a"
-        " capture that fails leaves the device as it was",
+        "forwards recorded by the driver have the plain ones' bytes, padded and patched; compiled and fused they are"
+        " near; a capture that fails leaves the device as it was",
         "all pass",
         "pytest tests/gpu/test_gpu_forward.py",
     ),

@@ -71,11 +71,7 @@ def load_pipeline(
         family = family_class(row.family)
         dtype = load_dtype(plan, family.denoiser)
         began = time.monotonic()
-        parts = {
-            part: _load_part(family.component_types[part], part, files, plan, device)
-            for part in family.component_types
-            if files.has(part)
-        }
+        parts = _load_parts(family, files, plan, device, _telling(f"loading {row.name}"))
         networks = {name: part for name, part in parts.items() if has_weights(name)}
         placement = place(networks, plan, device)
         _tell_pace(row.name, files, time.monotonic() - began)
@@ -129,6 +125,19 @@ def _plan(row: ModelRow, files: ModelFiles, device: torch.device, memory_bytes: 
     plan = with_safe_vae(plan, overflows=overflows)
     log.info("model %s: %s", row.name, plan.summary, extra={"action": "model_planned", "model": row.name})
     return plan
+
+
+def _load_parts(
+    family: type[LatentModel], files: ModelFiles, plan: Plan, device: torch.device, tell: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Load all parts that there are; `tell` hears how many bytes of how many are there, as they will be kept."""
+    parts: dict[str, Any] = {}
+    num_bytes = sum(part.weight_bytes for part in plan.components)
+    for name in family.component_types:
+        if files.has(name):
+            parts[name] = _load_part(family.component_types[name], name, files, plan, device)
+            tell(sum(plan.component(part).weight_bytes for part in parts if has_weights(part)), num_bytes)
+    return parts
 
 
 def _load_part(cls: Any, part: str, files: ModelFiles, plan: Plan, device: torch.device) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from farm.catalog import Catalog
 from farm.errors import ModelBroken
 from tiny_models import save_tiny_sd15, tiny_row, tiny_unit
 from worker.engine import Engine
+from worker.pipelines import loading
 from worker.pipelines.base import NO_INPUTS
 from worker.pipelines.loading import load_pipeline
 
@@ -58,6 +60,18 @@ def test_hash_tells_weights_apart(folder, tiny_folder, tmp_path):
     assert len(load(folder).model_hash) == 64
     other = save_tiny_sd15(tmp_path / "other", seed=1)
     assert load(other).model_hash != load(folder).model_hash
+
+
+def test_a_load_that_takes_long_says_how_far_it_is(folder, monkeypatch, caplog):
+    """Weights of tens of gigabytes come part by part, and the log tells bytes of how many."""
+    monkeypatch.setattr(loading, "_FIRST_WORD_S", 0.0)
+    monkeypatch.setattr(loading, "_WORDS_S", 0.0)
+    with caplog.at_level(logging.INFO):
+        load_pipeline(tiny_row(folder), models_dir=folder, device=torch.device("cpu"))
+    said = [record for record in caplog.records if record.getMessage().startswith("loading tiny")]
+    assert len(said) == 4
+    *_, (done_bytes, num_bytes) = [record.args[1:] for record in said]
+    assert done_bytes == num_bytes > 0
 
 
 def test_missing_folder(tmp_path):
