@@ -106,7 +106,7 @@ class Upkeep:
         self._has_work_come = False
         self._is_cut_off = False
         self._seats_told = math.inf  # nothing is told before the first beat
-        self._beat_at_s = -math.inf  # when the latest beat got through
+        self._beat_at_s = -math.inf  # when the latest beat began that got through
         self._reap_from_s = math.inf
         self._threads = [
             threading.Thread(target=self._keep_leases, name="leases", daemon=True),
@@ -132,20 +132,22 @@ class Upkeep:
 
     def beat(self) -> None:
         """Do everything else once. Raises LedgerDown when Redis is away."""
+        began_at_s = self._clock()
         if not self._has_greeted:
             returned = self._ledger.reap_node(self._node, keep=self._renderer.name)
             self._has_greeted = True
             log.info("took %d units of a predecessor back", returned, extra={"action": "node_reaped"})
         sent_at = self._report()
         # Leases that ran out while Redis was away, or frozen, are not their holders' fault: when it is back, as at our
-        # own start, everybody gets a lease's time to renew before anybody reaps.
+        # own start, everybody gets a lease's time to renew before anybody reaps. The outage may have been in the midst
+        # of the beat before, so its beginning counts.
         if self._clock() - self._beat_at_s > self._lease_s * _CUT_OFF:
             self._reap_from_s = self._clock() + self._lease_s
         if self._clock() >= self._reap_from_s:
             self._ledger.reap(as_of=sent_at)
         self.find_work(choose=True)
         self._rehint()
-        self._beat_at_s = self._clock()
+        self._beat_at_s = began_at_s
 
     def find_work(self, *, choose: bool) -> None:
         """Hand out what is next of the served models; `choose` them anew first, or when there is nothing of them.

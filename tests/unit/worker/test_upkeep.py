@@ -358,6 +358,33 @@ def test_what_ends_while_a_beat_is_held_up_is_not_reaped_by_it():
         worker.app.close()
 
 
+def test_after_a_beat_that_was_held_up_everybody_has_time_to_renew():
+    """Redis hangs for longer than a lease in the midst of a beat; the next one comes before the holder's renewal."""
+    with valkey() as server:
+        worker = Worker(server.url)
+        worker.open_job(1)
+        worker.ledger.report(report(OTHER))
+        (hint,) = worker.ledger.feed("scenes")
+        worker.ledger.claim(hint, OTHER)
+        for _ in range(6):  # from the fifth on it reaps
+            worker.upkeep.beat()
+            assert not worker.ledger.renew(OTHER, [hint])
+            for clock in (worker.clock, worker.redis_clock):
+                clock.now += worker.settings.lease_s / 4
+
+        def hang():
+            worker.clock.now += worker.settings.lease_s + 1
+            worker.redis_clock.now += worker.settings.lease_s + 1
+
+        worker.serving.update = hang
+        worker.upkeep.beat()
+        worker.serving.update = lambda: False
+        worker.upkeep.beat()
+        assert not worker.ledger.renew(OTHER, [hint]), "it was taken away"
+        worker.ledger.close()
+        worker.app.close()
+
+
 def test_the_threads_outlive_redis_and_give_everybody_time_to_renew():
     """After an outage longer than a lease, nobody's units are reaped before they could be renewed."""
     lease_s = 1.0
