@@ -28,7 +28,7 @@ from farm.requests import JobSpec
 from farm.settings import Settings
 from overhead.noop import MODEL, SAMPLERS, STEPS
 
-_LIMIT_S: Final = 240.0
+_LIMIT_S: Final = 600.0
 _SETTLED: Final = (0.2, 0.85)
 """Of a run's images: what is between is measured, when every seat is taken and nothing is new."""
 
