@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cli import embedded
-from cli.processes import Supervisor, child_env
+from cli.processes import Supervisor, child_env, tail
 from farm.catalog import Catalog
 from farm.expand import expand
 from farm.jobs import new_job_id
@@ -96,7 +96,8 @@ def watch_worker(*, num_images: int, size_px: int, max_batch: int, step_ms: floa
             argv = (sys.executable, "-m", "overhead.worker", *map(str, options))
             worker = subprocess.Popen(argv, env=env, cwd=folder, stdout=log, stderr=log)
             try:
-                _until(lambda: ledger.job(job).finished_at is not None, "the images", worker)
+                _until(lambda: ledger.job(job).finished_at is not None or worker.poll() is not None, "the images")
+                assert worker.poll() is None, f"the worker ended:\n{tail(folder / 'logs' / 'worker.log')}"
             finally:
                 worker.send_signal(signal.SIGTERM)
                 worker.wait(60)
@@ -132,9 +133,9 @@ def figures(samples: list[dict[str, Any]], *, max_batch: int, step_ms: float) ->
     }
 
 
-def _until(is_so: Callable[[], bool], what: str, process: subprocess.Popen[bytes] | None = None) -> None:
+def _until(is_so: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + _LIMIT_S
     while not is_so():
-        if time.monotonic() > deadline or (process is not None and process.poll() is not None):
-            raise TimeoutError(f"{what} did not come")
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} did not come within {_LIMIT_S:.0f} s")
         time.sleep(0.2)
