@@ -58,7 +58,7 @@ def run_plan(model: str, options: PlanOptions, settings: Settings | None = None)
     """
     settings = settings or Settings()
     try:
-        row = load_catalog(settings.catalog_file).row(model)
+        row = load_catalog(settings.catalog_file).in_precision(settings.precision).row(model)
         sizes = sizes_of(row, settings.models_dir)
     except UnknownModel as error:
         raise CliError(f"{error}; choices: {', '.join(error.choices or ())}", code=Exit.USAGE) from error

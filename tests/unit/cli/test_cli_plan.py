@@ -55,6 +55,15 @@ def test_a_plan_is_shown_with_its_numbers(farm, tmp_path):
         assert f"{phase.peak_bytes / GIB:.1f} GiB" in result.output
 
 
+def test_the_setting_of_workers_holds_for_plans(farm, monkeypatch):
+    """What workers here would be asked to keep denoisers in is planned for, on cards of any size."""
+    monkeypatch.setenv("FARM_PRECISION", "int8-dynamic")
+    found = json.loads(farm("plan", "flux-dev", "--vram", "80", "--json").output)
+    assert found["approximations"] == ["transformer in int8-dynamic"]
+    exact = json.loads(farm("plan", "flux-dev", "--vram", "80", "--json", "--exact").output)
+    assert exact["approximations"] == []
+
+
 def test_bars_are_as_long_as_the_card_and_true_to_their_parts(tmp_path):
     """Each bar has the card's 64 cells, and each part its share of them, give or take a cell."""
     found = the_plan("sdxl", 12, tmp_path)

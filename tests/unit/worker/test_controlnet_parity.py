@@ -8,9 +8,10 @@ import diffusers
 import pytest
 import torch
 
+from acceleration_parity import AcceleratedStudio
 from farm.catalog import ControlNetRow
 from farm.errors import RenderFailed
-from farm.jobs import ControlNet
+from farm.jobs import Acceleration, ControlNet
 from farm.requests import Reproducibility
 from farm.schedulers import schedulers_of
 from parity import BROWNIAN_WARNING, SOME_SCHEDULERS, units_of
@@ -202,3 +203,20 @@ def test_few_controlnets_are_kept_at_once(studio):
         nets._load, nets._max_loaded = load, 3
     assert loads[:1] + loads[-1:] == ["edges", "edges"]
     assert set(loads) == set(NAMES)
+
+
+class DeepControlStudio(AcceleratedStudio, ControlStudio):
+    """Whose references keep deep features as well."""
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_deep_features_go_with_controlnets(family, tmp_path):
+    """Between whole calls ControlNets steer the outermost blocks anew; what they did deeper is in the kept feature."""
+    save = {"sd15": save_tiny_sd15, "sdxl": save_tiny_sdxl}[family]
+    studio = DeepControlStudio.load(save(tmp_path / "tiny"), family=family)
+    units, inputs = controlled_units(SOME_SCHEDULERS[:6], seed=9, guidance_scale=4.0, num_inference_steps=5)
+    units = [
+        replace(unit, acceleration=Acceleration(deep_cache_interval=1 + number % 3))
+        for number, unit in enumerate(units)
+    ]
+    studio.assert_all_same(units, inputs, seed=4, max_batch=4)
