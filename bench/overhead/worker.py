@@ -56,7 +56,7 @@ class NoopModels:
         self._options = {"size_px": size_px, "max_batch": max_batch, "step_s": step_s}
         self._pictures = [torch.from_numpy(picture(size_px, number)) for number in range(4)]
 
-    def __call__(self, *_: object) -> NoopModels:
+    def __call__(self, *_: object, **_options: object) -> NoopModels:
         """Return itself, whatever is built of settings."""
         return self
 
