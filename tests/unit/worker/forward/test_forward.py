@@ -244,8 +244,8 @@ def test_attention_in_8_bits_is_declared_where_it_may_be_chosen(make, monkeypatc
 
 
 def test_shapes_of_about_as_many_rows_share_a_measurement():
-    """Rows count to the next power of two, sizes and texts as they are."""
+    """Rows count to the next power of four, sizes and texts as they are."""
     shape_of = forward_module._shape_of
-    bundles = [forward_module.Bundle.of(unet_inputs(rows)) for rows in (5, 8, 9)]
+    bundles = [forward_module.Bundle.of(unet_inputs(rows)) for rows in (5, 16, 17)]
     assert shape_of(bundles[0]) == shape_of(bundles[1]) != shape_of(bundles[2])
     assert shape_of(bundles[0]) != shape_of(forward_module.Bundle.of(unet_inputs(5, tokens=154)))
