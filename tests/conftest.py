@@ -6,6 +6,7 @@ import itertools
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from servers import Seaweed, Valkey, seaweed, valkey
 
@@ -16,6 +17,10 @@ _bucket_numbers = itertools.count()
 os.environ["OMP_NUM_THREADS"] = "1"
 # transformers says at import which optional libraries are missing.
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+# Times are never asserted, of examples neither: a busy machine would fail them.
+settings.register_profile("farm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("farm")
 
 
 @pytest.fixture(autouse=True)
