@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # Remade whenever what it depends on changes, so that a second run installs nothing.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help venv demo up test check lint format clean faults soak
+.PHONY: help venv demo up test check lint format clean long faults soak
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ up: $(INSTALLED) ## Start a farm on this machine; Ctrl-C stops it
 test: $(INSTALLED) ## Run all tests that this machine can run
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow" tests/unit tests/integration
 	$(BIN)/python -m pytest -m "slow and not long" tests/unit tests/integration tests/e2e tests/faults
+
+long: $(INSTALLED) ## Run the tests that `make test` leaves out: further variants of what it tests
+	$(BIN)/python -m pytest -m long tests
 
 faults: $(INSTALLED) ## Break real processes in every way that the farm must outlive: some four minutes
 	$(BIN)/python -m pytest tests/faults

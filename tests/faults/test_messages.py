@@ -40,8 +40,16 @@ def rewrite(farm, change):
     [
         ("messages are lost", lambda _: []),
         ("messages are doubled", lambda messages: messages * 3),
-        ("messages are out of order", lambda messages: random.sample(messages, len(messages))),
-        ("messages are cut short", lambda messages: [message[: len(message) // 2] for message in messages]),
+        pytest.param(
+            "messages are out of order",
+            lambda messages: random.sample(messages, len(messages)),
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "messages are cut short",
+            lambda messages: [message[: len(message) // 2] for message in messages],
+            marks=pytest.mark.long,
+        ),
         ("messages are no messages", lambda messages: [b"", b"[]", b"null", b'{"body": 1}', *messages]),
     ],
     ids=["lost", "doubled", "shuffled", "cut_short", "foreign"],

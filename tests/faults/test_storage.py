@@ -69,11 +69,11 @@ def answers(status, code):
     ("what", "lasts_s", "fault"),
     [
         ("S3 is killed", LEASE_S + 1, killed),
-        ("the network to S3 is cut", 0, cut),
+        pytest.param("the network to S3 is cut", 0, cut, marks=pytest.mark.long),
         ("the network to S3 hangs", 0, hung),
-        ("S3 answers 500", 0, answers(500, "InternalError")),
+        pytest.param("S3 answers 500", 0, answers(500, "InternalError"), marks=pytest.mark.long),
         ("S3 answers 403", 0, answers(403, "AccessDenied")),
-        ("the disk of S3 is full", 0, answers(507, "InsufficientStorage")),
+        pytest.param("the disk of S3 is full", 0, answers(507, "InsufficientStorage"), marks=pytest.mark.long),
     ],
     ids=["killed", "cut", "hung", "500", "403", "full"],
 )

@@ -46,6 +46,7 @@ def test_the_model_that_ships_is_measured(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_whole_farm_is_measured(tmp_path, redis_url, s3):
     """A job goes through API, ledger, a worker's process and storage, and its rate is told beside the bare engine's."""
     env = {f"FARM_{name.upper()}": value for name, value in s3.items()} | {"FARM_REDIS_URL": redis_url}
@@ -56,6 +57,7 @@ def test_a_whole_farm_is_measured(tmp_path, redis_url, s3):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_workers_way_to_its_first_image_is_timed():
     """A process imports, loads and renders, each behind the other."""
     env = {"FARM_MODELS_DIR": str(ROOT / "models"), "FARM_DEVICE": "cpu"}

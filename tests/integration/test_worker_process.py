@@ -49,6 +49,7 @@ def test_cancelling_frees_the_seats_within_a_step(farm):
     assert list(farm.store.list(f"jobs/{job}/")) == []
 
 
+@pytest.mark.long
 def test_a_worker_measures_its_device_and_holds_no_more_than_pays(tmp_path):
     """The first worker leaves a curve; a second one that is told of a saturated device renders one image at a time.
 

@@ -1,5 +1,7 @@
 """The work of an image, counted on the published networks, against the figures that the project plans with."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ FIGURES = {  # TFLOP of one row of a step, of decoding, of encoding one prompt
 }
 
 
+@cache
 def published_work(name):
     """Return the work of a published model at its native size."""
     row = Catalog().row(name)
@@ -29,6 +32,8 @@ def test_the_work_of_published_models_is_the_known_one(name):
     assert (found.step, found.decode, found.encode) == pytest.approx(FIGURES[name], rel=0.02, abs=5e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(set(CHECKPOINTS) - set(FIGURES)))
 def test_the_work_of_every_published_model_can_be_counted(name):
     """No published model lacks an input that its denoiser wants."""

@@ -166,6 +166,7 @@ def test_running_out_of_memory_is_the_engines_to_answer():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_real_compiler_computes_the_same(tmp_path, monkeypatch):
     """Torch's own compiler, with what it makes kept in a folder of ours: the numbers are the plain module's."""
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
