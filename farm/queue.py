@@ -246,6 +246,19 @@ def queue_length(app: Celery, model: str) -> int:
         raise LedgerDown(f"the length of {queue_for(model)} could not be read: {error}") from error
 
 
+def purge(app: Celery, model: str) -> int:
+    """Drop the messages of `model` that no worker has read, and return how many there were.
+
+    Raises LedgerDown when Redis does not answer.
+    """
+    try:
+        with app.pool.acquire(block=True) as connection:
+            drop = connection.default_channel._purge  # noqa: SLF001  as above: queue_purge wants it declared
+            return sum(int(drop(queue_for(model, urgent=urgent))) for urgent in (False, True))
+    except _broker_errors(app) as error:
+        raise LedgerDown(f"{queue_for(model)} could not be purged: {error}") from error
+
+
 def _queue(name: str) -> Queue:
     return Queue(name, Exchange(name, type="direct"), routing_key=name)
 

@@ -140,6 +140,7 @@ def run(settings: Settings) -> int:
             renderer=renderer,
             app=app,
             serving=serving,
+            able=models,
             appetite=appetite,
             describe=Description(name, node, device, models, serving, engine, renderer).report,
             lease_s=settings.lease_s,

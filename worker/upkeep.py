@@ -12,12 +12,12 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from farm.errors import LedgerDown
 from farm.feeding import feed
-from farm.queue import publish, queue_length
+from farm.queue import publish, purge, queue_length
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -70,9 +70,11 @@ class Appetite:
 
 
 class Upkeep:
-    """The three threads. `describe` returns a fresh report; `nudge` is set whenever more work may be handed out.
+    """The three threads.
 
-    `leases` is a ledger of its own, over connections of its own, that rather fails than takes a lease's time.
+    `able` are the models that this worker may serve. `describe` returns a fresh report; `nudge` is set whenever more
+    work may be handed out. `leases` is a ledger of its own, over connections of its own, that rather fails than takes a
+    lease's time.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Upkeep:
         renderer: Renderer,
         app: Celery,
         serving: Serving,
+        able: Sequence[str],
         appetite: Appetite,
         describe: Callable[[], WorkerReport],
         lease_s: float,
@@ -96,6 +99,7 @@ class Upkeep:
         self._renderer = renderer
         self._app = app
         self._serving = serving
+        self._able = tuple(able)
         self._appetite = appetite
         self._describe = describe
         self._lease_s = lease_s
@@ -147,6 +151,7 @@ class Upkeep:
             self._ledger.reap(as_of=sent_at)
         self.find_work(choose=True)
         self._rehint()
+        self._drop_unread()
         self._beat_at_s = began_at_s
 
     def find_work(self, *, choose: bool) -> None:
@@ -184,6 +189,19 @@ class Upkeep:
             publish(self._app, [(model, hint) for hint in hints])
             if hints:
                 log.info("hinted %d units again", len(hints), extra={"action": "units_rehinted", "model": model})
+
+    def _drop_unread(self) -> None:
+        """Drop messages of models that nobody serves, when there is nothing else to do.
+
+        What they speak of went back to the backlog with the last one who served it: they would lie there until somebody
+        serves it again, only to be refused by the ledger.
+        """
+        if self._renderer.held:
+            return
+        for model in self._ledger.unserved([model for model in self._able if model not in self._serving.models]):
+            if num_messages := purge(self._app, model):
+                words = "dropped %d messages of %s, which nobody serves"
+                log.info(words, num_messages, model, extra={"action": "messages_dropped", "model": model})
 
     def _keep_beating(self) -> None:
         next_beat_s = self._clock()

@@ -76,6 +76,14 @@ class Servers:
         answer = self._connection.run("serve", worker, version, seats, ",".join(models), ",".join(serving))
         return bool(answer)
 
+    def unserved(self, models: Sequence[str]) -> list[str]:
+        """Return those of `models` that no worker serves."""
+        if not models:
+            return []
+        with translate_outage():
+            seats = self._redis.hmget(f"{PREFIX}seats", list(models))
+        return [model for model, count in zip(models, seats, strict=True) if int(count or 0) <= 0]
+
     def news(self, timeout_s: float) -> list[News]:
         """Wait up to `timeout_s` for something to happen; return what did, nothing on a quiet wait.
 

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from expanded_jobs import expanded_job
-from farm.jobs import UnitState
+from farm.jobs import Hint, UnitState, UrgentHint
 from farm.ledger import Ledger, WorkerReport
-from farm.queue import make_celery, queue_length
+from farm.queue import make_celery, publish, queue_length
 from farm.settings import Settings
 from servers import valkey
 from worker.upkeep import Appetite, Upkeep
@@ -88,6 +88,7 @@ class Worker:
             renderer=self.renderer,
             app=self.app,
             serving=self.serving,
+            able=("scenes", "other"),
             appetite=self.appetite,
             describe=lambda: report(ME).model_copy(update={"serving": self.serving.models, "seats": self.seats}),
             lease_s=self.settings.lease_s,
@@ -381,6 +382,26 @@ def test_after_a_beat_that_was_held_up_everybody_has_time_to_renew():
         worker.serving.update = lambda: False
         worker.upkeep.beat()
         assert not worker.ledger.renew(OTHER, [hint]), "it was taken away"
+        worker.ledger.close()
+        worker.app.close()
+
+
+def test_messages_of_models_that_nobody_serves_are_dropped_when_there_is_time():
+    """They speak of what went back to the backlog; those of served models, by whomever, are left alone."""
+    with valkey() as server:
+        worker = Worker(server.url)
+        for model in ("other", "scenes"):
+            publish(worker.app, [(model, kind("job_x", n, 1)) for n, kind in enumerate((Hint, UrgentHint))])
+        worker.ledger.report(report(OTHER).model_copy(update={"models": ("other",), "serving": ("other",)}))
+        worker.upkeep.beat()
+        assert (queue_length(worker.app, "other"), queue_length(worker.app, "scenes")) == (2, 2)
+        worker.ledger.forget(OTHER)
+        worker.renderer.held = [Hint("job_y", 0, 1)]
+        worker.upkeep.beat()
+        assert queue_length(worker.app, "other") == 2
+        worker.renderer.held = []
+        worker.upkeep.beat()
+        assert (queue_length(worker.app, "other"), queue_length(worker.app, "scenes")) == (0, 2)
         worker.ledger.close()
         worker.app.close()
 
