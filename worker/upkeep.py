@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 log: Final = logging.getLogger(__name__)
 
 _BEATS_PER_LEASE: Final = 4
-_CUT_OFF: Final = 0.75
-"""Of a lease: no beat for this long, and leases that the beat before renewed may have run out."""
+_CUT_OFF: Final = 0.5
+"""Of a lease: with no beat for this long, renewals were held up as well. The last ones were made up to a quarter before
+that, and when Redis answers again the next ones need a moment to come."""
 _VANISHED_AFTER_S: Final = 2.0
 """A unit unclaimed for this long, with nothing in the queue, has lost its message."""
 _OVERDUE_AFTER_S: Final = 30.0
