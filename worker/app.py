@@ -129,6 +129,7 @@ def run(settings: Settings) -> int:
             reuse=Reuse(store, engine, Identities(catalog, settings.models_dir, device)),
             serves=lambda model: model in serving.models,
             on_claim=appetite.claimed,
+            longest_pause_s=settings.lease_s / 4,
         )
         app = make_celery(settings)
         read_only(app, lambda: serving.models)

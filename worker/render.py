@@ -71,7 +71,13 @@ class Renderer:
         reuse: Reuse | None = None,
         serves: Callable[[str], bool] = lambda _model: True,
         on_claim: Callable[[], None] = lambda: None,
+        longest_pause_s: float = 3.0,
     ) -> None:
+        """Ask again, while Redis or the storage is away, at least every `longest_pause_s`.
+
+        That should be well within a lease: of a claim whose answer an outage swallowed nobody here knows, so it is not
+        renewed until it is asked for again.
+        """
         self.name = name
         self._ledger = ledger
         self._engine = engine
@@ -81,6 +87,7 @@ class Renderer:
         self._reuse = reuse
         self._serves = serves
         self._on_claim = on_claim
+        self._longest_pause_s = longest_pause_s
         self._company = Company()
         self._draining = threading.Event()
         self._changed = threading.Condition()  # guards the three below
@@ -254,7 +261,7 @@ class Renderer:
 
         Raises UnitCancelled when `lease` is lost meanwhile, EngineStopped when this worker has to go.
         """
-        for attempt, pause_s in enumerate(_pauses()):
+        for attempt, pause_s in enumerate(_pauses(self._longest_pause_s)):
             if lease is not None and lease.is_lost:
                 raise UnitCancelled("not ours any more")
             try:
@@ -291,7 +298,7 @@ class Renderer:
                 self._changed.notify_all()
 
 
-def _pauses(first_s: float = 0.1, longest_s: float = 3.0) -> Iterator[float]:
+def _pauses(longest_s: float, first_s: float = 0.1) -> Iterator[float]:
     """Yield ever longer pauses, without end; scattered, so that threads do not knock all at once."""
     pause_s = first_s
     while True:
