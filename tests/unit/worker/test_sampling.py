@@ -221,7 +221,9 @@ def test_run_is_diffusers_run(row, data):
     assert schedule.residual <= MAX_RESIDUAL
     runner = Runner(Histories(2, SHAPE, CPU), 1, schedule, seed=seed, image=image, edits=edits)
     # DEIS divides by 1 - sigma, which is nearly 0 where flows begin: diffusers' own float32 is no better than this.
-    tolerance = 3e-4 if row.name.startswith("flow_deis") else 2e-5
+    # DPM2 looks at the middle of each step: with two steps the latents of the first are of its size no more.
+    tolerances = {"flow_deis": 3e-4, "kdpm2": 5e-5}
+    tolerance = next((each for name, each in tolerances.items() if row.name.startswith(name)), 2e-5)
     largest = 1.0  # what was rounded when latents were large is carried on when they are small
     for call in range(len(schedule)):
         assert_close(runner.latents, trace[call], f"before call {call} of {len(schedule)}", tolerance, largest=largest)
