@@ -15,6 +15,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -82,6 +83,12 @@ class Farm:
             if self.process is not None and self.process.poll() is not None:
                 pytest.fail(f"farm up ended with {self.process.returncode}\n{self.everything_said()}")
             time.sleep(0.05)
+
+    def is_ready(self):
+        """Tell whether the API reaches Redis and S3."""
+        with suppress(httpx.TransportError):
+            return httpx.get(f"http://127.0.0.1:{self.port}/readyz").is_success
+        return False
 
     def everything_said(self):
         """Return all logs, for the report of a failure."""
@@ -193,6 +200,7 @@ def test_a_farm_renders_and_survives_what_happens_to_it(farm, model, tmp_path):
     for name in ("valkey", "seaweedfs"):
         os.kill(farm.children[name], signal.SIGKILL)
         farm.until(lambda name=name: f"{name} ended with SIGKILL" in farm.said())
+    farm.until(farm.is_ready)
     submit(farm, model, tmp_path / "second", images=2)
 
     # `farm up` is killed without a chance to clean up: nothing outlives it.
