@@ -25,7 +25,7 @@ def row(tiny_folder):
 
 @pytest.fixture(autouse=True)
 def _steps_of_milliseconds(monkeypatch):
-    """Here the next unit may come a step too late: one seat of one step is a large part of so few."""
+    """Allow for a unit that comes a step too late: one seat of one step is a large part of so few."""
     monkeypatch.setattr(sweep, "_FULL", 0.8)
 
 
