@@ -22,11 +22,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from farm.catalog import Catalog  # noqa: E402
 from farm.prompts import Lora  # noqa: E402
 from lora_files import save_peft_lora  # noqa: E402  as the tests write them
-from worker.bench.ceilings import settle  # noqa: E402
 from worker.bench.machine import describe  # noqa: E402
 from worker.bench.published import build, builders  # noqa: E402
 from worker.bench.random_weights import RandomModel  # noqa: E402
-from worker.gpu import choose_device  # noqa: E402
+from worker.gpu import choose_device, synchronise  # noqa: E402
 from worker.lora import LoraLibrary  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "lora_swap.json"
@@ -60,7 +59,7 @@ def main() -> None:
             with torch.inference_mode():
                 began = time.perf_counter()
                 pipeline.adapt(loras)
-                settle(device.torch)
+                synchronise(device.torch)
             took[label] = round(time.perf_counter() - began, 4)
     found = {"machine": describe(device), "model": "sdxl", "rank": RANK, "seconds": took}
     RESULTS.write_text(json.dumps(found, indent=2) + "\n", "utf-8")

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
+from worker.gpu import synchronise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import torch
 
     from worker.seat import Seat
 
@@ -67,8 +69,7 @@ class Account:
             yield lambda: elapsed_s
         finally:
             # Kernels run behind our back. Waiting for them costs one launch per step, and makes every number true.
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            synchronise(device)
             elapsed_s = self.clock() - started
             with self._lock:
                 self.busy_s += elapsed_s

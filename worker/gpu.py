@@ -35,6 +35,12 @@ class Device:
         return self.uuid or "cpu"
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until `device` has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def choose_device(wanted: Literal["auto", "cuda", "cpu"]) -> Device:
     """Return the device to render on: the one visible GPU, or the CPU where there is none and `cuda` is not demanded.
 

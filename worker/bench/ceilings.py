@@ -7,14 +7,17 @@ mistake in the benchmark.
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
+from worker.forward.forward import fp16_accumulation
+from worker.gpu import synchronise
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from contextlib import AbstractContextManager
 
     Clock = Callable[[], float]
@@ -95,7 +98,7 @@ def products_of(device: torch.device) -> dict[str, Product]:
     if device.type == "cpu":
         return {"fp32": Product(_plain(device, torch.float32))}
     found = {name: Product(_plain(device, dtype)) for dtype, name in _NAMES.items()}
-    found[FP16_ACCUMULATION] = Product(_plain(device, torch.float16), _fp16_accumulation)
+    found[FP16_ACCUMULATION] = Product(_plain(device, torch.float16), fp16_accumulation)
     if torch.cuda.get_device_capability(device) >= _FP8_CAPABILITY:
         found[FP8] = Product(_fp8(device))
     found[INT8] = Product(_int8(device))
@@ -129,17 +132,6 @@ def _int8(device: torch.device) -> Callable[[int], Callable[[], object]]:
     return make
 
 
-@contextmanager
-def _fp16_accumulation() -> Iterator[None]:
-    """Let products in fp16 add up in fp16, which GeForce cards do at twice the rate."""
-    before = torch.backends.cuda.matmul.allow_fp16_accumulation
-    torch.backends.cuda.matmul.allow_fp16_accumulation = True
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_fp16_accumulation = before
-
-
 def _copy(device: torch.device) -> Callable[[], object]:
     source = torch.zeros(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -151,19 +143,13 @@ def best_rate(work: Callable[[], object], amount: float, device: torch.device, c
     work()
     began = clock()
     work()
-    settle(device)
+    synchronise(device)
     calls = max(1, round(_ROUND_S[device.type] / max(clock() - began, 1e-6)))
     best_s = float("inf")
     for _ in range(_ROUNDS):
         began = clock()
         for _ in range(calls):
             work()
-        settle(device)
+        synchronise(device)
         best_s = min(best_s, clock() - began)
     return calls * amount / best_s
-
-
-def settle(device: torch.device) -> None:
-    """Wait until the device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from worker.bench.ceilings import settle
 from worker.bench.units import native_unit
+from worker.gpu import synchronise
 from worker.pipelines.base import NO_INPUTS, Ride
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def cap(device: torch.device, memory_bytes: int) -> None:
 def _peak_of(work: Callable[[], Any], pipeline: Pipeline, meter: MemoryMeter) -> tuple[Any, int | None]:
     meter.reset()
     done = work()
-    settle(pipeline.device)
+    synchronise(pipeline.device)
     return done, meter.peak_bytes()
 
 

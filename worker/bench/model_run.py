@@ -30,6 +30,7 @@ from worker.bench.whole_farm import measure_farm
 from worker.forward import Optimisation
 from worker.forward.compiled import COMPILE_AFTER
 from worker.residents import free_cached_memory
+from worker.tuning.curves import best_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
     from worker.pipelines.latent import LatentModel
 
 _GIB: Final = 1 << 30
-WITHIN: Final = 0.03
-"""The best batch is the smallest whose rate is within this of the best."""
 _RISE: Final = 1.01
 _PATIENCE: Final = 2
 """Larger batches are not tried when so many in a row have not brought another percent."""
@@ -309,8 +308,3 @@ class ModelRun:
         self._put("end_to_end", "farm_images_per_s", value=digits(rate))
         self._put("end_to_end", "ratio", value=digits(rate / bare))
         self._voice.note(f"the whole farm: {rate:.3f} images/s, {rate / bare:.1%} of the bare engine's")
-
-
-def best_of(rates: dict[int, float]) -> int:
-    """Return the smallest batch whose rate is within three percent of the best."""
-    return min(batch for batch, rate in rates.items() if rate >= (1 - WITHIN) * max(rates.values()))

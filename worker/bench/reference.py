@@ -13,8 +13,8 @@ import diffusers
 import torch
 
 from farm.schedulers import find_scheduler
-from worker.bench.ceilings import settle
 from worker.bench.units import native_unit
+from worker.gpu import synchronise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +76,7 @@ def measure_reference(
             output_type="np",
             **words,
         )
-        settle(device)
+        synchronise(device)
         return clock() - began
 
     render()

@@ -12,12 +12,19 @@ from farm.requests import Output, Reproducibility
 if TYPE_CHECKING:
     from farm.catalog import ModelRow
 
+NEGATIVE_PROMPT: Final = "blurred"
+
 MIXED_STEPS: Final = (8, 50)
 MIXED_SCHEDULERS: Final = {
     "diffusion": ("euler", "dpmpp_2m_karras", "unipc"),
     "flow": ("flow_euler", "flow_unipc", "flow_dpmpp_2m"),
 }
 """One call of the denoiser for each step, all of them."""
+
+
+def prompt_of(index: int) -> str:
+    """Return a prompt that no other index has."""
+    return f"a red thing of number {index} under a wide and windy sky"
 
 
 def native_unit(row: ModelRow, index: int, **fields: Any) -> Unit:
@@ -27,8 +34,8 @@ def native_unit(row: ModelRow, index: int, **fields: Any) -> Unit:
         index=index,
         attempt=1,
         model=row.name,
-        prompt=f"a red thing of number {index} under a wide and windy sky",
-        negative_prompt="blurred",
+        prompt=prompt_of(index),
+        negative_prompt=NEGATIVE_PROMPT,
         seed=index,
         num_inference_steps=row.num_inference_steps,
         guidance_scale=row.guidance_scale,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from farm.errors import Fatal
 from worker.bench.startup import child_env
+from worker.bench.units import NEGATIVE_PROMPT, prompt_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -58,11 +59,10 @@ def measure_farm(
 
 def _job(row: ModelRow, images: int, acceleration: Acceleration, **fields: Any) -> dict[str, Any]:
     """Return the body of a job whose images are as `native_unit` has them: prompts and seeds differ."""
-    prompts = [f"a red thing of number {index} under a wide and windy sky" for index in range(images)]
     return {
         "model": row.name,
-        "prompts": prompts,
-        "negative_prompt": "blurred",
+        "prompts": [prompt_of(index) for index in range(images)],
+        "negative_prompt": NEGATIVE_PROMPT,
         "seed": 1,
         "num_inference_steps": row.num_inference_steps,
         "acceleration": acceleration._asdict(),

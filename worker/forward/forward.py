@@ -84,7 +84,7 @@ class Forward:
             if self._layers is not None:
                 how.enter_context(self._layers.using(PLAIN if exact else Look(is_fused=self._layers.has_fused)))
             if self._accumulates_in_fp16 and not exact:
-                how.enter_context(_fp16_accumulation())
+                how.enter_context(fp16_accumulation())
             if self._compiled is not None and (exact or self._has_hooks):
                 how.enter_context(self._compiled.eagerly())
             yield
@@ -123,7 +123,7 @@ class Forward:
             if self._layers is not None:
                 how.enter_context(self._layers.using(look))
             if self._accumulates_in_fp16 and not exact:
-                how.enter_context(_fp16_accumulation())
+                how.enter_context(fp16_accumulation())
             outputs: tuple[torch.Tensor, ...]
             if is_compiled and self._compiled is not None:
                 outputs = self._compiled(bundle)
@@ -142,7 +142,7 @@ def _shape_of(bundle: Bundle) -> str:
 
 
 @contextmanager
-def _fp16_accumulation() -> Iterator[None]:
+def fp16_accumulation() -> Iterator[None]:
     """Have products of fp16 matrices add up in fp16 while the context is open."""
     before = torch.backends.cuda.matmul.allow_fp16_accumulation
     torch.backends.cuda.matmul.allow_fp16_accumulation = True

@@ -11,8 +11,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-import torch
-
+from worker.gpu import synchronise
 from worker.residents import free_cached_memory
 from worker.tuning.cost import cost_facts, curve_key, memory_key
 from worker.tuning.curves import WITHIN, End, StepCurve, best_batch
@@ -103,7 +102,7 @@ class Caps:
     ) -> StepCurve:
         """Measure, and keep what holds beyond this process."""
         began_s = self._clock()
-        step = steps_of(pipeline, seat, synchronise=lambda: _synchronise(pipeline.device))
+        step = steps_of(pipeline, seat, synchronise=lambda: synchronise(pipeline.device))
         curve = measure(step, bound=bound, budget_s=self._budget_s, clock=self._clock, go_on=go_on)
         free_cached_memory()
         if curve.end is End.MEMORY and not is_alone:
@@ -132,8 +131,3 @@ def _tell(seat: Seat, curve: StepCurve, bound: int, elapsed_s: float) -> None:
         *(seat.key, verdict, steps, curve.rounds, curve.end, elapsed_s),
         extra={"action": "batch_measured", "model": seat.unit.model, "seats": best or bound},
     )
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

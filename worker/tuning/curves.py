@@ -86,6 +86,12 @@ def batches_up_to(bound: int) -> list[int]:
     return [*takewhile(lambda batch: batch < bound, BATCHES), bound]
 
 
+def best_of(rates: Mapping[int, float], *, within: float = WITHIN) -> int:
+    """Return the smallest batch whose rate is within a share of the best; there must be one."""
+    enough = (1 - within) * max(rates.values())
+    return min(batch for batch, rate in rates.items() if rate >= enough)
+
+
 def best_batch(curve: StepCurve, *, most: int, within: float = WITHIN) -> int | None:
     """Return the smallest batch up to `most` whose rate is within a share of the best; None when the curve cannot tell.
 
@@ -94,7 +100,6 @@ def best_batch(curve: StepCurve, *, most: int, within: float = WITHIN) -> int | 
     allowed = [batch for batch in curve.step_ms if batch <= most]
     if not allowed:
         return None
-    best = max(curve.rate(batch) for batch in allowed)
-    chosen = min(batch for batch in allowed if curve.rate(batch) >= (1 - within) * best)
+    chosen = best_of({batch: curve.rate(batch) for batch in allowed}, within=within)
     still_rises = curve.end is End.TIME and chosen == max(curve.step_ms) < most
     return None if still_rises else chosen

@@ -19,12 +19,13 @@ from worker.bench.ceilings import Ceilings
 from worker.bench.command import find_subject, label_of, main, parser
 from worker.bench.disk import DiskModel
 from worker.bench.driving import Driver
-from worker.bench.model_run import ModelRun, Wishes, best_of
+from worker.bench.model_run import ModelRun, Wishes
 from worker.bench.random_weights import RandomModel
 from worker.bench.results import ResultFile, read_results
 from worker.bench.voice import Voice
 from worker.gpu import Device
 from worker.launcher import Device as LauncherDevice
+from worker.tuning.curves import best_of
 
 CPU = Device(torch.device("cpu"), "cpu", None)
 SD15 = {"text_encoder": tiny_models._text_encoder, "unet": tiny_models._unet, "vae": tiny_models._vae}
