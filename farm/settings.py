@@ -122,6 +122,16 @@ class Settings(BaseSettings):
         "`true` is all.",
     )
 
+    # -- seeing the whole
+    gpu_hour_price: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="What an hour of one GPU costs, in any currency; tells prices."
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="Where traces go, the base URL of an OpenTelemetry collector (OTLP over HTTP); by default what"
+        " OTEL_EXPORTER_OTLP_ENDPOINT says, and nowhere without it.",
+    )
+
     # -- the API
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
