@@ -7,7 +7,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Final
 from urllib.parse import urlencode
 
@@ -128,8 +128,19 @@ def _accept_body(farm: Parts, caller: Caller, body: bytes, idempotency_key: str 
     return accept(farm, spec, tenant=caller.tenant, idempotency_key=idempotency_key)
 
 
-def accept(farm: Parts, spec: JobSpec, *, tenant: str, idempotency_key: str | None) -> tuple[JobStatus, bool]:
+def accept(
+    farm: Parts,
+    spec: JobSpec,
+    *,
+    tenant: str,
+    idempotency_key: str | None,
+    job_id: str | None = None,
+    afterwards: Sequence[str] = (),
+) -> tuple[JobStatus, bool]:
     """Put a tenant's job into the ledger; return it as it stands, and whether it is new.
+
+    Whoever has to know its id before it is there makes one (`new_job_id`); `afterwards` names the chores that its end
+    brings, beside the manifest: kinds that `api.app` has handlers for.
 
     Raises Refused for what the catalog or the limits do not allow, QueueFull and LedgerDown.
     """
@@ -138,7 +149,7 @@ def accept(farm: Parts, spec: JobSpec, *, tenant: str, idempotency_key: str | No
     job = expand(
         spec,
         row,
-        job_id=new_job_id(),
+        job_id=job_id or new_job_id(),
         tenant=tenant,
         created_at=time.time(),
         drawn_seed=secrets.randbits(_DRAWN_SEED_BITS),
@@ -146,6 +157,7 @@ def accept(farm: Parts, spec: JobSpec, *, tenant: str, idempotency_key: str | No
         max_images=settings.max_images,
         controlnets=farm.catalog.controlnets_for(row),
         input_hosts=hosts_of(settings.input_hosts),
+        afterwards=afterwards,
     )
     check_keys(farm, spec)
     if spec.webhook is not None:

@@ -1,9 +1,10 @@
-"""The one place where errors become HTTP answers: RFC 9457 problem documents, and which status each error has."""
+"""The one place where errors become HTTP answers: which status each has, and the document it is told in (RFC 9457)."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
@@ -16,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
+from api.dialects import Render, dialect_of
 from api.field_errors import MAX_ERRORS, FieldError, cut, echo, translate
 from farm.errors import (
     FarmError,
@@ -169,7 +171,13 @@ def _from_farm_error(error: FarmError) -> HttpProblem:
 
 
 def answer(request: Request, problem: HttpProblem) -> JSONResponse:
-    """Return the problem as a response."""
+    """Return the problem as a response, in the words of the path's API."""
+    render = dialect_of(request.url.path, request.app.state.dialects) or document_of
+    return render(request, problem)
+
+
+def document_of(request: Request, problem: HttpProblem) -> JSONResponse:
+    """Return the problem as a problem document."""
     kind = problem.kind
     document = Problem(
         type=f"urn:diffusion-farm:problem:{kind.slug}",
@@ -256,8 +264,12 @@ async def _on_bug(request: Request, _error: Exception) -> JSONResponse:
     return response
 
 
-def install(app: FastAPI) -> None:
-    """Make every error of the application answer as a problem document."""
+def install(app: FastAPI, *, dialects: Mapping[str, Render] | None = None) -> None:
+    """Make every error of the application answer as a problem document, or in the dialect of its path.
+
+    `dialects` are by prefix of the path (api.dialects).
+    """
+    app.state.dialects = dict(dialects or {})
     handlers: dict[type[Exception], Any] = {
         HttpProblem: _on_http_problem,
         FarmError: _on_farm_error,

@@ -37,12 +37,13 @@ def expand(
     max_images: int,
     controlnets: Sequence[str] = (),
     input_hosts: Collection[str] = (),
+    afterwards: Sequence[str] = (),
 ) -> ExpandedJob:
     """Resolve `spec` against its catalog row.
 
     `drawn_seed` is the seed of prompts that name none, `controlnets` are those that fit the model, `input_hosts` those
-    that pictures may come from. Raises Refused with field, value and choices when a size does not fit the model, a name
-    is unknown, a picture may not be fetched, or a limit is exceeded.
+    that pictures may come from, `afterwards` the chores that the job's end brings. Raises Refused with field, value and
+    choices when a size does not fit the model, a name is unknown, a picture may not be fetched, or a limit is exceeded.
     """
     if len(spec.prompts) > max_prompts:
         raise Refused(
@@ -89,6 +90,7 @@ def expand(
         runs=runs_of([entry.num_images for entry in entries]),
         reuse=spec.reuse,
         webhook=spec.webhook,
+        afterwards=tuple(afterwards),
     )
     return ExpandedJob(header=header, entries=entries)
 

@@ -122,6 +122,7 @@ class Header:
     runs: tuple[Run, ...]
     reuse: bool = False
     webhook: WebhookSpec | None = None
+    afterwards: tuple[str, ...] = ()  # kinds of chores that its end brings, beside the manifest
 
 
 class Run(NamedTuple):

@@ -16,9 +16,13 @@ def expanded_job(
     row: ModelRow | None = None,
     tenant: str = "default",
     created_at: float | None = None,
+    afterwards: tuple[str, ...] = (),
     **fields: Any,
 ) -> ExpandedJob:
-    """Expand a job of one prompt for the model that ships, or for `row`, with a new id; `fields` are its body's."""
+    """Expand a job of one prompt for the model that ships, or for `row`, with a new id.
+
+    `fields` are its body's.
+    """
     row = row or Catalog().row("scenes")
     return expand(
         JobSpec.model_validate({"model": row.name, "prompts": ["a red circle"], "seed": 1, **fields}),
@@ -29,4 +33,5 @@ def expanded_job(
         drawn_seed=0,
         max_prompts=10_000,
         max_images=10_000_000,
+        afterwards=afterwards,
     )

@@ -36,6 +36,7 @@ def encode_header(header: Header, base: Entry) -> str:
         "runs": header.runs,
         "reuse": header.reuse,
         "webhook": None if header.webhook is None else header.webhook.model_dump(),
+        "afterwards": header.afterwards,
         "base": asdict(base),
     }
     return _compact(document)
@@ -50,6 +51,7 @@ def decode_header(text: bytes | str) -> tuple[Header, Entry]:
     document["output"] = Output.model_validate(document["output"])
     if document["webhook"] is not None:
         document["webhook"] = WebhookSpec.model_validate(document["webhook"])
+    document["afterwards"] = tuple(document.get("afterwards", ()))  # jobs of an older farm have none
     document["runs"] = tuple(Run(*run) for run in document["runs"])
     return Header(**document), base
 

@@ -124,6 +124,7 @@ class Ledger(Reports, Servers, Tenants, Chores):
             fingerprint,
             self._idempotency_expiry_s,
             "" if max_queued_images is None else max_queued_images,
+            " ".join(header.afterwards),
         )
         match outcome:
             case b"created" | b"replayed":

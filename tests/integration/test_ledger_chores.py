@@ -159,3 +159,25 @@ def test_an_expired_job_frees_its_idempotency_key(ledger):
         ledger.chore_done(chore)
     assert ledger.expire_job(first.id)
     assert ledger.open(expanded_job(), idempotency_key="k", fingerprint="f").created
+
+
+def test_a_job_brings_the_chores_it_was_opened_with(ledger, clock):
+    """At its end, beside the manifest, and once for each end; it does not expire before they are done."""
+    job = ledger.open(expanded_job(afterwards=("grid", "openai_batch"))).id
+    assert ledger.job(job).header.afterwards == ("grid", "openai_batch")
+    kinds = ("grid", "openai_batch")
+    assert ledger.take_chores(kinds) == []
+    render(ledger, fails=True)
+    ledger.retry_failed(job)
+    assert ledger.take_chores(kinds) == []  # it has not ended after all
+    render(ledger)
+    grid, batch = ledger.take_chores(kinds)
+    assert [(chore.kind, chore.job, chore.count) for chore in (grid, batch)] == [(kind, job, 2) for kind in kinds]
+    (manifest,) = ledger.take_chores(["manifest"])
+    ledger.manifest_written(job)
+    ledger.chore_done(manifest)
+    clock.now += 200
+    ledger.chore_done(grid)
+    assert not ledger.expire_job(job)
+    ledger.chore_done(batch)
+    assert ledger.expire_job(job)

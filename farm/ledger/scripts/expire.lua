@@ -5,7 +5,13 @@ local job = ARGV[2]
 local key = job_key(job)
 local f = redis.call('HMGET', key, 'finished_at', 'manifest_at', 'rendering', 'settled')
 if not f[1] or not f[2] or number(f[3]) > 0 then return 0 end
-if redis.call('ZSCORE', P .. 'chores:manifest', job .. '|settled|' .. f[4]) then return 0 end
+local is_waited_for = false
+local function ask(kind)
+  is_waited_for = is_waited_for or redis.call('ZSCORE', P .. 'chores:' .. kind, job .. '|settled|' .. f[4])
+end
+ask('manifest')
+each_afterwards(job, ask)
+if is_waited_for then return 0 end
 for _, part in ipairs({ '', ':entries', ':stored', ':times', ':failed', ':tries', ':again', ':dropped', ':webhooks' }) do
   redis.call('UNLINK', key .. part)
 end

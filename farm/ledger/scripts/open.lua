@@ -1,6 +1,6 @@
 -- Make a job visible whose entries are staged: its header, its place in the backlog, its idempotency key.
 -- ARGV: now, id, header, model, tenant, priority, total, num_entries, webhook events or '', idempotency key or '',
---       fingerprint, idempotency expiry in seconds, max queued images or ''
+--       fingerprint, idempotency expiry in seconds, max queued images or '', chores that its end brings or ''
 -- Returns {'created', id} | {'replayed', id} | {'conflict', id} | {'full', queued} | {'tenant_full', queued, limit}
 --       | {'torn', entries found}
 local at = now()
@@ -40,6 +40,7 @@ redis.call('HSET', key, 'header', header, 'model', model, 'tenant', tenant, 'pri
   'cursor', 0, 'queued', 0, 'rendering', 0, 'stored', 0, 'failed', 0, 'retries', 0, 'gpu_ms', 0,
   'created_at', stamp_of(at))
 if ARGV[9] ~= '' then redis.call('HSET', key, 'webhook', ARGV[9]) end
+if ARGV[14] ~= '' then redis.call('HSET', key, 'afterwards', ARGV[14]) end
 redis.call('ZADD', P .. 'jobs', 0, id)
 if idempotency then
   redis.call('HSET', idempotency, 'id', id, 'fingerprint', ARGV[11])

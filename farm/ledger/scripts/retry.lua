@@ -22,7 +22,9 @@ if redis.call('HDEL', key, 'finished_at') == 1 then
   -- It is settled no longer: what was to be done about its end has to wait for the next one.
   local count = redis.call('HGET', key, 'settled')
   redis.call('HDEL', key, 'manifest_at')
-  redis.call('ZREM', P .. 'chores:manifest', job .. '|settled|' .. count)
+  local function forget(kind) redis.call('ZREM', P .. 'chores:' .. kind, job .. '|settled|' .. count) end
+  forget('manifest')
+  each_afterwards(job, forget)
   redis.call('ZREM', P .. 'chores:expire', job .. '|expire|' .. count)
   redis.call('SADD', tenant_key(facts.tenant) .. ':jobs', job)
 end

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 from starlette.testclient import TestClient
 
 from api import problems
@@ -88,3 +89,27 @@ def test_log_lines_carry_their_fields(formatter):
         assert (told["message"], told["action"], told["images"]) == ("Accepted job_1", "job_accepted", 3)
     else:
         assert line.endswith("INFO api.jobs: Accepted job_1 action=job_accepted images=3")
+
+
+def test_a_dialect_tells_the_errors_of_its_paths():
+    """All of them, also those that the router finds, and of no other path: the longest prefix counts."""
+    app = FastAPI()
+
+    def spoken(name):
+        def render(_request, problem):
+            return JSONResponse({name: problem.detail}, status_code=problem.kind.status)
+
+        return render
+
+    problems.install(app, dialects={"/v1": spoken("one"), "/v1/images": spoken("two")})
+
+    @app.get("/v1/images/fails")
+    def fails():
+        raise errors.QueueFull("full", retry_after_s=1)
+
+    client = TestClient(app)
+    assert client.get("/v1/images/fails").json() == {"two": "full"}
+    assert client.post("/v1/images/fails").status_code == 405
+    assert list(client.get("/v1/images").json()) == ["two"]
+    assert list(client.get("/v1/jobs").json()) == ["one"]
+    assert client.get("/v10").json()["type"].endswith("not-found")

@@ -7,6 +7,11 @@ local function add_chore(kind, job, event, count, due)
   redis.call('ZADD', P .. 'chores:' .. kind, due, job .. '|' .. event .. '|' .. count)
 end
 
+-- Visit what else is to be done about a job's end, beside its manifest: the names of chores that it was opened with.
+local function each_afterwards(job, visit)
+  for kind in string.gmatch(redis.call('HGET', job_key(job), 'afterwards') or '', '[^ ]+') do visit(kind) end
+end
+
 -- Tell the job's webhook, if it wants to hear of this.
 local function announce(job, event, count, at)
   local wanted = redis.call('HGET', job_key(job), 'webhook')
@@ -23,6 +28,7 @@ local function settle(job, event, at)
   redis.call('SREM', tenant_key(redis.call('HGET', key, 'tenant')) .. ':jobs', job)
   local count = redis.call('HINCRBY', key, 'settled', 1)
   add_chore('manifest', job, 'settled', count, at)
+  each_afterwards(job, function(kind) add_chore(kind, job, 'settled', count, at) end)
   announce(job, event, count, at)
 end
 
