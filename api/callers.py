@@ -45,6 +45,11 @@ class Caller:
     tenant: str
     is_operator: bool
 
+    @property
+    def identity(self) -> str:
+        """Whose preferences and task names a request's are."""
+        return f"tenant:{self.tenant}"
+
     def sees(self, header: Header) -> bool:
         """Whether a job is the caller's to see and to change."""
         return self.may_see(header.tenant)
