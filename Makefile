@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # Remade whenever what it depends on changes, so that a second run installs nothing.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help venv demo up test check lint format clean long faults soak
+.PHONY: help venv browser demo up test check lint format clean long faults soak
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --upgrade pip
 	$(BIN)/python -m pip install -c constraints.txt -e '.[all,dev]'
 	@touch $@
+
+browser: ## Install Chromium, which the tests of the page drive, where there is none (Debian and Ubuntu, as root)
+	@if ! command -v chromium chromium-browser google-chrome >/dev/null; then \
+	  apt-get update && apt-get install -y --no-install-recommends chromium; \
+	fi
 
 demo: $(INSTALLED) ## Render a set of prompts on a farm of its own, into out/demo/
 	@$(BIN)/python -m cli.main demo
