@@ -81,17 +81,20 @@ async def upload_picture(request: Request, farm: Farm) -> JSONResponse:
     check_media_type(request, sorted(CONTENT_TYPES.values()))
     body = await read_bytes(request, max_bytes=farm.settings.max_upload_bytes)
     # Few at once: a decoded picture is a hundred times its file.
-    upload = await to_thread.run_sync(_keep, farm, body, limiter=farm.decoders)
+    upload = await to_thread.run_sync(keep_picture, farm, body, limiter=farm.decoders)
     return JSONResponse(upload.model_dump(mode="json"), status_code=201, headers={"Location": upload.url})
 
 
-def _keep(farm: Parts, body: bytes) -> Upload:
-    """Check a picture and put it into the store; raises Refused and StorageDown."""
+def keep_picture(farm: Parts, body: bytes, *, field: str = "body") -> Upload:
+    """Check a picture and put it into the store; raises Refused, naming `field`, and StorageDown.
+
+    It decodes: call it within `farm.decoders`.
+    """
     try:
         image, image_format = read_picture(body, max_pixels=farm.settings.max_upload_pixels)
     except Refused as error:
         raise Refused(
-            str(error), field="body", value=error.value or f"{len(body):,} bytes", choices=error.choices
+            str(error), field=field, value=error.value or f"{len(body):,} bytes", choices=error.choices
         ) from error
     key = upload_key(hashlib.sha256(body).hexdigest(), image_format)
     farm.store.put(key, body, CONTENT_TYPES[image_format])
