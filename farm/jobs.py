@@ -155,6 +155,13 @@ class UrgentHint(Hint):
     __slots__ = ()
 
 
+class Watch(NamedTuple):
+    """That somebody looks on while a job's images are made. Changes nothing about them."""
+
+    every_steps: int  # between two pictures of an image
+    for_s: float  # from now on
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit(Picture):
     """One image to make, as a worker gets it from a granted claim."""
@@ -167,6 +174,7 @@ class Unit(Picture):
     output: Output
     reuse: bool = False
     alone: bool = False  # suspected of killing workers: rendered with nothing beside it
+    watch: Watch | None = None  # at the time of the claim
 
     @property
     def hint(self) -> Hint:

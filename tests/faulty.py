@@ -64,7 +64,7 @@ scheduler = "euler"
 """
 
 _IN_FLIGHT = re.compile(
-    r"render\..*|unacked.*|farm:(leases|flight|handed:.*|held:.*|lane:.*|later|job:.*:again|tenant:.*:jobs)"
+    r"render\..*|unacked.*|farm:(leases|flight|handed:.*|held:.*|lane:.*|later|job:.*:again|tenant:.*:jobs|.*previews)"
 )
 """Keys that exist only while a unit waits or is on its way, and of messages."""
 

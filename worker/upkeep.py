@@ -3,7 +3,8 @@
 Three threads. One renews all leases in one call and stops work on those that are gone; nothing else is done there, for
 whatever is late there is rendered twice. One beats: reports, takes expired units back, decides which models to serve,
 hands out their next units and hints again what went missing. The third listens: for what is cancelled, so that its seat
-is free within a step, and for work, so that nobody idle sleeps until the next beat. All outlive any outage of Redis.
+is free within a step, for who looks on, so that there are previews of the next one, and for work, so that nobody idle
+sleeps until the next beat. All outlive any outage of Redis.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from farm.queue import publish, purge, queue_length
 if TYPE_CHECKING:
     from celery import Celery
 
+    from farm.jobs import Watch
     from farm.ledger import Ledger
     from farm.ledger.records import WorkerReport
     from worker.render import Renderer
@@ -74,8 +76,8 @@ class Upkeep:
     """The three threads.
 
     `able` are the models that this worker may serve. `describe` returns a fresh report; `nudge` is set whenever more
-    work may be handed out. `leases` is a ledger of its own, over connections of its own, that rather fails than takes a
-    lease's time.
+    work may be handed out. `on_watched` is told of jobs that somebody looks at. `leases` is a ledger of its own, over
+    connections of its own, that rather fails than takes a lease's time.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Upkeep:
         describe: Callable[[], WorkerReport],
         lease_s: float,
         nudge: threading.Event,
+        on_watched: Callable[[str, Watch], None] = lambda _job, _watch: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._node = node
@@ -105,6 +108,7 @@ class Upkeep:
         self._describe = describe
         self._lease_s = lease_s
         self._nudge = nudge
+        self._on_watched = on_watched
         self._clock = clock
         self._stopped = threading.Event()
         self._has_greeted = False
@@ -242,7 +246,9 @@ class Upkeep:
         while not self._stopped.is_set():
             try:
                 for news in self._ledger.news(timeout_s=_WATCH_S):
-                    if news.job is not None:
+                    if news.job is not None and news.watch is not None:
+                        self._on_watched(news.job, news.watch)
+                    elif news.job is not None:
                         self._renderer.cancel(news.job, news.index)
                     else:
                         self._has_work_come = True

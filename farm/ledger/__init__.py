@@ -16,6 +16,7 @@ from farm.ledger.records import (
     Rate,
     TenantLimits,
     TenantStatus,
+    Preview,
     Throughput,
     WorkerReport,
 )
@@ -36,3 +37,4 @@ __all__ = [
     "Throughput",
     "WorkerReport",
 ]
+    "Preview",

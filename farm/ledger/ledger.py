@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from dataclasses import replace
 from itertools import islice
 from typing import Final
 
 from farm.errors import IdempotencyConflict, JobCancelled, LedgerDown, QueueFull, UnknownJob
 from farm.expand import locate, unit_of
-from farm.jobs import Entry, ExpandedJob, Header, Hint, Unit, UrgentHint
+from farm.jobs import Entry, ExpandedJob, Header, Hint, Unit, UrgentHint, Watch
+from farm.ledger.changes import Changes
 from farm.ledger.chores import Chores
 from farm.ledger.codec import decode_entry, decode_header, encode_entries, encode_header
 from farm.ledger.connection import PREFIX, Connection, translate_outage
 from farm.ledger.records import ImageStatus, JobStatus, Opened
 from farm.ledger.reports import Reports
+from farm.ledger.keys import Keys
+from farm.ledger.overview import Overview
+from farm.ledger.previews import Previews
 from farm.ledger.servers import Servers
 from farm.ledger.tenants import Tenants
 from farm.settings import Settings
@@ -32,7 +36,7 @@ _SUSPECT_AFTER_DEATHS: Final = 2
 _MAX_REASON_CHARS: Final = 2000
 
 
-class Ledger(Reports, Servers, Tenants, Chores):
+class Ledger(Changes, Servers, Tenants, Chores, Previews, Overview, Keys, Clients):
     """Progress of every job, in Redis.
 
     Any number of processes may use it at once. All methods raise LedgerDown while Redis does not answer; repeating a
@@ -57,6 +61,7 @@ class Ledger(Reports, Servers, Tenants, Chores):
         self._max_attempts = max_attempts
         self._idempotency_expiry_s = idempotency_expiry_s
         self._decode_header = lru_cache(maxsize=256)(decode_header)
+        Previews.__init__(self, connection)
 
     @classmethod
     def connect(
@@ -217,7 +222,7 @@ class Ledger(Reports, Servers, Tenants, Chores):
         Whoever asks again because an answer was lost gives the same `token` (of letters and digits) as before, and is
         answered the same.
         """
-        header_json, outcome = self._connection.run(
+        header_json, outcome, *watch = self._connection.run(
             "claim",
             hint.job,
             hint.index,
@@ -231,7 +236,8 @@ class Ledger(Reports, Servers, Tenants, Chores):
             return None
         header, base = self._decode_header(header_json)
         entry = self._entry(header, base, hint.index)
-        return unit_of(header, entry, index=hint.index, attempt=hint.attempt, alone=outcome == b"1")
+        unit = unit_of(header, entry, index=hint.index, attempt=hint.attempt, alone=outcome == b"1")
+        return replace(unit, watch=Watch(watch[0], watch[1] / 1000)) if watch else unit
 
     def renew(self, worker: str, hints: Sequence[Hint]) -> frozenset[Hint]:
         """Extend the worker's leases; return the units that are not its any more."""

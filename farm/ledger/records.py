@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from farm.jobs import Counts, Header, JobState, UnitState, derive_state
+from farm.jobs import Counts, Header, JobState, UnitState, Watch, derive_state
 from farm.requests import Priority
 
 
@@ -183,7 +183,7 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """Either work for a model, or a job or one of its images was cancelled."""
+    """Either work for a model, or a job or one of its images was cancelled, or with `watch` a job is looked at."""
 
     model: str | None = None
     job: str | None = None
@@ -205,3 +205,52 @@ class Chore:
     def member(self) -> str:
         """Its name on the list of its kind, and the same whenever it comes again."""
         return f"{self.job}|{self.event}|{self.count}"
+    watch: Watch | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """How far an image in a seat is, and what it looks like by now."""
+
+    step: int  # model calls made, over all passes; where something went wrong they begin anew
+    steps: int  # to make in all; samplers of second order make two per step that was asked for
+    jpeg: bytes | None  # the latest picture, a small one; None before the first
+    at: float  # Unix time by the ledger's clock, of `step`
+    jpeg_step: int | None = None  # that `jpeg` shows
+
+
+@dataclass(frozen=True, slots=True)
+class ImageChange:
+    """An image of a job has ended: it is stored, failed, or was cancelled by itself."""
+
+    index: int
+    state: UnitState
+    position: int  # among its job's ends, from 0, in the order of these
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A job as it stands, and what has ended of it since somebody looked."""
+
+    status: JobStatus
+    num_ended: int  # ends so far; an image that failed and was tried again has several
+    ended: tuple[ImageChange, ...]  # in order, from the position asked for; maybe not all of them
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewTold:
+    """An image in a seat got on."""
+
+    index: int
+    step: int
+    steps: int
+    has_picture: bool  # whether there is a new one
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What was told of jobs since somebody listened."""
+
+    jobs: frozenset[str]  # that are not as they were
+    previews: dict[str, tuple[PreviewTold, ...]]  # by job, oldest first
+    is_gap: bool  # nobody listened for a while: any job may have changed

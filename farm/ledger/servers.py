@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
+from farm.jobs import Watch
 from farm.ledger.connection import PREFIX, Connection, translate_outage
 from farm.ledger.records import Demand, ModelDemand, News, WorkerReport
 from farm.requests import Priority
@@ -93,22 +94,27 @@ class Servers:
         with translate_outage():
             if self._listener is None:
                 listener = self._redis.pubsub()
-                listener.subscribe(f"{PREFIX}news")
-                listener.get_message(timeout=1.0)  # the server's word that we listen, from here on
+                # Two channels: workers of older farms do not know what is told on the second.
+                channels = [f"{PREFIX}news", f"{PREFIX}watched"]
+                listener.subscribe(*channels)
+                for _ in channels:
+                    listener.get_message(timeout=1.0)  # the server's word that we listen, from here on
                 self._listener = listener
             deadline_s = time.monotonic() + timeout_s
             while message := self._listener.get_message(timeout=0 if told else max(0.0, deadline_s - time.monotonic())):
                 if message["type"] == "message":  # or the echo of a subscription renewed after an outage
-                    told.append(_news(message["data"].decode()))
+                    told.append(_news(message["channel"].decode().removeprefix(PREFIX), message["data"].decode()))
         return told
 
 
-def _news(text: str) -> News:
-    match text.split(" "):
-        case ["work", model]:
+def _news(channel: str, text: str) -> News:
+    match [channel, *text.split(" ")]:
+        case ["news", "work", model]:
             return News(model=model)
-        case ["cancelled", job]:
+        case ["news", "cancelled", job]:
             return News(job=job)
-        case ["cancelled", job, index]:
+        case ["news", "cancelled", job, index]:
             return News(job=job, index=int(index))
+        case ["watched", job, every_steps, for_ms]:
+            return News(job=job, watch=Watch(int(every_steps), int(for_ms) / 1000))
     raise ValueError(f"no news that we know: {text!r}")

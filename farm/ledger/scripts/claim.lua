@@ -1,6 +1,7 @@
 -- Grant a worker the lease of a unit it holds a message for, or not: one grant per attempt, whatever is delivered.
 -- ARGV: now, job, index, attempt, worker, lease in seconds, token of this call, deaths from which a unit is suspect
--- Returns {header, '1' when it is to be rendered alone, else '0'} | {false, why not}
+-- Returns {header, '1' when it is to be rendered alone, else '0'} and, where somebody watches the job, every how many
+-- steps and for how many ms yet | {false, why not}
 local at, job, index, attempt, worker = now(), ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local member, key = member_of(job, index), job_key(job)
 local flying, holder, token, charge = flight_of(member)
@@ -18,4 +19,9 @@ if holder == '' then
 end
 redis.call('ZADD', P .. 'leases', at + tonumber(ARGV[6]), member)
 local is_suspect = attempt > 1 and tries_of(job, index).deaths >= tonumber(ARGV[8])
-return { redis.call('HGET', key, 'header'), is_suspect and '1' or '0' }
+local answer = { redis.call('HGET', key, 'header'), is_suspect and '1' or '0' }
+local every = redis.call('GET', watched_key(job))
+if every then
+  answer[3], answer[4] = tonumber(every), redis.call('PTTL', watched_key(job))
+end
+return answer

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from expanded_jobs import expanded_job
-from farm.jobs import Hint, UnitState, UrgentHint
+from farm.jobs import Hint, UnitState, UrgentHint, Watch
 from farm.ledger import Ledger, WorkerReport
 from farm.queue import make_celery, publish, queue_length
 from farm.settings import Settings
@@ -76,6 +76,7 @@ class Worker:
         self.serving = PretendServing("scenes")
         self.nudge = threading.Event()
         self.seats = 4
+        self.watched = []
         self.appetite = Appetite(lambda: self.seats, self.nudge)
         self.upkeep = self.make_upkeep()
 
@@ -93,6 +94,7 @@ class Worker:
             describe=lambda: report(ME).model_copy(update={"serving": self.serving.models, "seats": self.seats}),
             lease_s=self.settings.lease_s,
             nudge=self.nudge,
+            on_watched=lambda job, watch: self.watched.append((job, watch)),
             clock=self.clock,
         )
 
@@ -311,6 +313,26 @@ def test_news_of_work_wakes_an_idle_worker_and_one_image_is_cancelled_alone():
         worker.ledger.cancel_image(job, 1)
         wait_until(lambda: (job, 1) in worker.renderer.cancelled)
         worker.upkeep.stop()
+        worker.ledger.close()
+        worker.app.close()
+
+
+def test_news_of_a_watcher_reaches_who_shows_previews():
+    """And cancels nothing."""
+    with valkey() as server:
+        worker = Worker(server.url, lease_s=3600.0, is_real_time=True)
+        worker.upkeep.start()
+        wait_until(worker.ledger.workers)
+        time.sleep(0.2)  # until it listens
+        job = worker.open_job(1)
+        wait_until(lambda: queue_length(worker.app, "scenes") == 1)
+        (hint,) = worker.ledger.rehint("scenes", older_than_s=0)
+        worker.ledger.claim(hint, ME)
+        worker.ledger.want_previews(job, every_steps=3, for_s=50)
+        wait_until(lambda: worker.watched)
+        worker.upkeep.stop()
+        assert worker.watched == [(job, Watch(3, 50.0))]
+        assert worker.renderer.cancelled == []
         worker.ledger.close()
         worker.app.close()
 

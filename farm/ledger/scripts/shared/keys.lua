@@ -12,6 +12,8 @@ end
 local function stamp_of(at) return string.format('%.3f', at) end
 local function job_key(job) return P .. 'job:' .. job end
 local function tenant_key(tenant) return P .. 'tenant:' .. tenant end
+local function watched_key(job) return P .. 'watched:' .. job end
+local function previews_key(job) return job_key(job) .. ':previews' end
 local function member_of(job, index) return job .. ':' .. index end
 local function split(member) return string.match(member, '^(.-):(%d+)$') end
 local function number(value) return tonumber(value or 0) or 0 end
@@ -42,7 +44,7 @@ end
 local function land(member, facts)
   local attempt, worker, _, charge = flight_of(member)
   if not attempt then return end
-  local job = split(member)
+  local job, index = split(member)
   redis.call('HDEL', P .. 'flight', member)
   if worker == '' then
     redis.call('ZREM', P .. 'handed:' .. facts.model, member)
@@ -50,6 +52,7 @@ local function land(member, facts)
     redis.call('ZREM', P .. 'leases', member)
     redis.call('SREM', P .. 'held:' .. worker, member)
     redis.call('HINCRBY', job_key(job), 'rendering', -1)
+    redis.call('HDEL', previews_key(job), index, index .. ':jpeg')
   end
   redis.call('HINCRBY', tenant_key(facts.tenant), 'in_flight', -1)
   redis.call('HINCRBYFLOAT', tenant_key(facts.tenant), 'vtime', -charge)
