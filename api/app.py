@@ -19,6 +19,7 @@ from api import (
     models,
     one_job,
     openapi,
+    page,
     problems,
     reports,
     retention,
@@ -26,7 +27,8 @@ from api import (
     uploads,
 )
 from api.chores import Chores, Handler
-from api.metrics import FarmCollector, HttpMetrics
+from api.collector import FarmCollector
+from api.metrics import HttpMetrics
 from api.observe import Observe
 from api.parts import build_parts
 from api.webhooks import deliveries
@@ -49,7 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         farm = build_parts(settings, sender, started_at=time.time())
-        collector = FarmCollector(farm)
+        collector = FarmCollector(farm, handlers)
         http_metrics.registry.register(collector)
         app.state.parts = farm
         chores = Chores(farm, handlers, at_once={"webhook": deliveries.AT_ONCE})
@@ -75,7 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.metrics = http_metrics
     app.add_middleware(Observe, metrics=http_metrics)
     problems.install(app)
-    for module in (jobs, one_job, images, manifests, webhooks, uploads, tenants, models, reports, health, metrics):
+    for module in (jobs, one_job, images, manifests, webhooks, uploads, tenants, models, reports, health, metrics, page):
         app.include_router(module.router)
     app.webhooks.include_router(webhooks.messages)
     app.openapi = openapi.document_of(app, catalog=load_catalog(settings.catalog_file))  # type: ignore[method-assign]

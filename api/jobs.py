@@ -120,7 +120,8 @@ async def create_job(
         headers["Idempotent-Replayed"] = "true"
     # After the answer: the job is safe in the ledger, and workers feed themselves should this fail.
     task = BackgroundTask(hint_workers, farm, status.header.model) if is_new else None
-    return JSONResponse(Job.of(status).model_dump(mode="json"), status_code=202, headers=headers, background=task)
+    job = Job.of(status, farm.settings.gpu_hour_price)
+    return JSONResponse(job.model_dump(mode="json"), status_code=202, headers=headers, background=task)
 
 
 def _accept_body(farm: Parts, caller: Caller, body: bytes, idempotency_key: str | None) -> tuple[JobStatus, bool]:
@@ -214,7 +215,7 @@ def list_jobs(farm: Farm, caller: Asker, query: Annotated[JobsQuery, Query()]) -
             found.append(status)
     following = {**query.model_dump(mode="json", exclude_none=True), "before": cursor}
     return JobList(
-        data=[Job.of(status) for status in found],
+        data=[Job.of(status, farm.settings.gpu_hour_price) for status in found],
         has_more=has_more,
         next=f"/v1/jobs?{urlencode(following)}" if has_more else None,
     )

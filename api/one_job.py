@@ -22,9 +22,9 @@ router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
 
 
 @router.get("", response_model=Job, responses=documented(*OWN_JOB_PROBLEMS))
-def get_job(job: OwnJob) -> Job:
+def get_job(farm: Farm, job: OwnJob) -> Job:
     """Tell how far a job is."""
-    return Job.of(job)
+    return Job.of(job, farm.settings.gpu_hour_price)
 
 
 @router.delete(
@@ -39,7 +39,7 @@ def cancel_job(farm: Farm, job: OwnJob) -> Job:
     What waits vanishes at once, what is being rendered leaves its batch at the next step, what is stored stays.
     Cancelling again, or a job that has ended, changes nothing.
     """
-    return Job.of(farm.ledger.cancel(job.header.id))
+    return Job.of(farm.ledger.cancel(job.header.id), farm.settings.gpu_hour_price)
 
 
 @router.post(
@@ -54,7 +54,7 @@ def pause_job(farm: Farm, job: OwnJob) -> Job:
     Nothing more of it is started; what is being rendered is finished, and `state` is `rendering` until then. Pausing
     again, or a job that has ended, changes nothing.
     """
-    return Job.of(farm.ledger.pause(job.header.id))
+    return Job.of(farm.ledger.pause(job.header.id), farm.settings.gpu_hour_price)
 
 
 @router.post(
@@ -67,7 +67,7 @@ def resume_job(farm: Farm, job: OwnJob, background: BackgroundTasks) -> Job:
     """Resume a paused job, in the place it had. One that is not paused stays as it is."""
     status = farm.ledger.resume(job.header.id)
     background.add_task(hint_workers, farm, job.header.model)
-    return Job.of(status)
+    return Job.of(status, farm.settings.gpu_hour_price)
 
 
 @router.post(
@@ -83,7 +83,7 @@ def retry_job(farm: Farm, job: OwnJob, background: BackgroundTasks) -> Job:
     """
     status = farm.ledger.retry_failed(job.header.id)
     background.add_task(hint_workers, farm, job.header.model)
-    return Job.of(status)
+    return Job.of(status, farm.settings.gpu_hour_price)
 
 
 def hint_workers(farm: Parts, model: str) -> None:

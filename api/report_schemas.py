@@ -11,6 +11,7 @@ from api.schemas import when
 from farm.ledger import Rate as LedgerRate
 from farm.ledger import Throughput as LedgerThroughput
 from farm.ledger import WorkerReport
+from farm.prices import price_per_1000
 
 WindowName = Literal["1m", "5m", "1h"]
 _WINDOW_NAMES: Final[dict[int, WindowName]] = {60: "1m", 300: "5m", 3600: "1h"}
@@ -24,6 +25,12 @@ class Rate(BaseModel):
     gpu_s: float = Field(description="Device time of those images.")
     gpu_s_per_image: float | None
     mean_seat_occupancy: float | None = Field(description="Seats taken per denoising step; null without a step.")
+    joules_per_image: float | None = Field(
+        description="What GPUs took, idle or not, per image that they made; null where no GPU tells, and by model."
+    )
+    price_per_1000_images: float | None = Field(
+        description="Of their device time, in the currency of FARM_GPU_HOUR_PRICE; null where that is not set."
+    )
 
 
 class Throughput(BaseModel):
@@ -41,6 +48,8 @@ class Throughput(BaseModel):
                             "gpu_s": 0.7 * images,
                             "gpu_s_per_image": 0.7,
                             "mean_seat_occupancy": 5.4,
+                            "joules_per_image": 281.0,
+                            "price_per_1000_images": 0.078,
                         }
                         for window, images, images_per_s in (("1m", 84, 1.4), ("5m", 390, 1.3), ("1h", 390, 0.108))
                     },
@@ -63,29 +72,34 @@ class Throughput(BaseModel):
     images_stored: dict[str, int] = Field(description="Images stored since the ledger began, by model.")
 
     @classmethod
-    def of(cls, report: LedgerThroughput, *, images_stored: dict[str, int]) -> Throughput:
-        """Return the ledger's report in this form."""
+    def of(
+        cls, report: LedgerThroughput, *, images_stored: dict[str, int], gpu_hour_price: float | None = None
+    ) -> Throughput:
+        """Return the ledger's report in this form, with what images cost at this price of a GPU's hour."""
+
+        def windows(rates: tuple[LedgerRate, ...]) -> dict[WindowName, Rate]:
+            return {_WINDOW_NAMES[rate.window_s]: _rate(rate, gpu_hour_price) for rate in rates}
+
         return cls(
-            total=_windows(report.total),
-            by_model={name: _windows(rates) for name, rates in report.by_model.items()},
-            by_worker={name: _windows(rates) for name, rates in report.by_worker.items()},
+            total=windows(report.total),
+            by_model={name: windows(rates) for name, rates in report.by_model.items()},
+            by_worker={name: windows(rates) for name, rates in report.by_worker.items()},
             queued_images=report.queued_images,
             rendering_images=report.rendering_images,
             images_stored=images_stored,
         )
 
 
-def _windows(rates: tuple[LedgerRate, ...]) -> dict[WindowName, Rate]:
-    return {
-        _WINDOW_NAMES[rate.window_s]: Rate(
-            images=rate.images,
-            images_per_s=rate.images_per_s,
-            gpu_s=rate.gpu_s,
-            gpu_s_per_image=rate.gpu_s_per_image,
-            mean_seat_occupancy=rate.mean_seat_occupancy,
-        )
-        for rate in rates
-    }
+def _rate(rate: LedgerRate, gpu_hour_price: float | None) -> Rate:
+    return Rate(
+        images=rate.images,
+        images_per_s=rate.images_per_s,
+        gpu_s=rate.gpu_s,
+        gpu_s_per_image=rate.gpu_s_per_image,
+        mean_seat_occupancy=rate.mean_seat_occupancy,
+        joules_per_image=rate.joules_per_image,
+        price_per_1000_images=price_per_1000(rate.gpu_s, rate.images, gpu_hour_price),
+    )
 
 
 class Worker(WorkerReport):

@@ -13,8 +13,15 @@ router = APIRouter(prefix="/v1", tags=["reports"])
 
 @router.get("/throughput", response_model=Throughput, responses=documented(LEDGER_DOWN))
 def get_throughput(farm: Farm) -> Throughput:
-    """Tell images per second, GPU seconds per image and seat occupancy: of the farm, by model and by worker."""
-    return Throughput.of(farm.ledger.throughput(), images_stored=farm.ledger.images_by_model())
+    """Tell images per second, seat occupancy, and what an image costs: of the farm, by model and by worker.
+
+    GPU seconds, joules, and a price if an hour of a GPU has one.
+    """
+    return Throughput.of(
+        farm.ledger.throughput(),
+        images_stored=farm.ledger.images_by_model(),
+        gpu_hour_price=farm.settings.gpu_hour_price,
+    )
 
 
 @router.get("/workers", response_model=WorkerList, responses=documented(LEDGER_DOWN))

@@ -7,12 +7,13 @@ their form.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from farm.jobs import Counts, JobState, UnitState
 from farm.ledger import ImageStatus, JobStatus
+from farm.prices import price_of, price_per_1000
 from farm.requests import Output, Priority, Reproducibility
 
 _JOB_ID: Final = "job_0000z3k9v1q8m4t7x2c5"
@@ -93,6 +94,8 @@ class Job(BaseModel):
                     "images_per_s": 1.3,
                     "gpu_s": 2.9,
                     "gpu_s_per_image": 0.725,
+                    "price": 0.0003,
+                    "price_per_1000_images": 0.081,
                     "retries": 0,
                     "reused": 0,
                     "links": {
@@ -131,13 +134,17 @@ class Job(BaseModel):
     images_per_s: float | None = Field(description="Over its run so far; null before its first image.")
     gpu_s: float = Field(description="Device time of its stored images, summed.")
     gpu_s_per_image: float | None = Field(description="Null before its first image.")
+    price: float | None = Field(
+        description="Of its device time so far, in the currency of FARM_GPU_HOUR_PRICE; null where that is not set."
+    )
+    price_per_1000_images: float | None = Field(description="At this job's pace; null without a price or an image.")
     retries: int = Field(description="Hand-outs beyond the first, over all images.")
     reused: int = Field(description="Images that were not rendered but found in storage, as `reuse` allows.")
     links: JobLinks
 
     @classmethod
-    def of(cls, status: JobStatus) -> Job:
-        """Return a ledger's status in this form."""
+    def of(cls, status: JobStatus, gpu_hour_price: float | None = None) -> Job:
+        """Return a ledger's status in this form, with what it costs at this price of a GPU's hour."""
         header, counts = status.header, status.counts
         return cls(
             id=header.id,
@@ -159,6 +166,8 @@ class Job(BaseModel):
             images_per_s=status.images_per_s,
             gpu_s=status.gpu_s,
             gpu_s_per_image=status.gpu_s / counts.stored if counts.stored else None,
+            price=price_of(status.gpu_s, gpu_hour_price),
+            price_per_1000_images=price_per_1000(status.gpu_s, counts.stored, gpu_hour_price),
             retries=status.retries,
             reused=status.reused,
             links=JobLinks.of(header.id),
@@ -254,6 +263,19 @@ class Image(BaseModel):
             error=status.error,
             history=list(status.history),
         )
+
+
+class ImageInFull(Image):
+    """One image with what it takes to save it, and to ask for it again."""
+
+    download_url: str | None = Field(description="As `url`, but browsers save it, under a name of its own.")
+    again: dict[str, Any] = Field(
+        description=(
+            "The body of `POST /v1/jobs` that asks for this image again, every parameter as it was resolved; "
+            "`output` and `reproducibility` are the job's."
+        ),
+        examples=[{"model": "scenes", "prompts": ["a red circle above a blue square"], "seed": 10}],
+    )
 
 
 class ImagePage(BaseModel):

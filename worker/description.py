@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from farm.ledger.records import Gpu, WorkerReport
+from worker.energy import EnergyMeter
 from worker.engine import Engine
-from worker.gpu import Device, read_telemetry
+from worker.gpu import Device, Telemetry, read_telemetry
 from worker.render import Renderer
 from worker.serving import Serving
 
@@ -29,10 +30,12 @@ class Description:
     engine: Engine
     renderer: Renderer
     started_at: float = field(default_factory=time.time)
+    energy: EnergyMeter = field(default_factory=EnergyMeter)
 
     def report(self) -> WorkerReport:
         """Return how things are now."""
         stats = self.engine.stats()
+        gpu = read_telemetry(self.device)
         return WorkerReport(
             name=self.name,
             node=self.node,
@@ -57,18 +60,16 @@ class Description:
             failures=self.renderer.num_failures,
             oom_count=stats.oom_count,
             started_at=self.started_at,
-            gpu=read_gpu(self.device),
+            energy_j=self.energy.joules(gpu),
+            gpu=None if gpu is None else as_told(gpu, self.device.kind),
         )
 
 
-def read_gpu(device: Device) -> Gpu | None:
-    """Return the GPU's telemetry as the ledger keeps it; None on a CPU."""
-    now = read_telemetry(device)
-    if now is None:
-        return None
+def as_told(now: Telemetry, kind: str) -> Gpu:
+    """Return telemetry of a GPU of this kind as the ledger keeps it."""
     return Gpu(
         uuid=now.uuid,
-        name=device.kind,
+        name=kind,
         temperature_c=now.temperature_c,
         power_w=now.power_w,
         utilisation=None if now.utilisation_percent is None else now.utilisation_percent / 100,

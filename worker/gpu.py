@@ -106,6 +106,7 @@ class Telemetry:
     uuid: str
     temperature_c: int | None
     power_w: float | None
+    energy_j: float | None  # since the driver was loaded; cards before Volta do not count it
     utilisation_percent: int | None
     memory_used_mib: int | None
     memory_total_mib: int | None
@@ -146,10 +147,12 @@ def read_telemetry(device: Device) -> Telemetry | None:
     memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
     rates = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
     power_mw = _ask(pynvml.nvmlDeviceGetPowerUsage, handle)
+    energy_mj = _ask(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)
     return Telemetry(
         uuid=device.uuid,
         temperature_c=_ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
         power_w=None if power_mw is None else power_mw / 1000,
+        energy_j=None if energy_mj is None else energy_mj / 1000,
         utilisation_percent=None if rates is None else rates.gpu,
         memory_used_mib=None if memory is None else memory.used // _MIB,
         memory_total_mib=None if memory is None else memory.total // _MIB,

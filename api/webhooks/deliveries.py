@@ -94,7 +94,8 @@ class Deliveries:
         webhook = status.header.webhook
         if webhook is None:
             return
-        message = message_of(status, chore.event, chore.count, now_s=time.time())
+        price = farm.settings.gpu_hour_price
+        message = message_of(status, chore.event, chore.count, now_s=time.time(), gpu_hour_price=price)
         with self._room_at(urlsplit(webhook.url).netloc.lower()):
             outcome = farm.webhooks.send(webhook.url, message)
         delivery = judge(message.id, outcome, tries=chore.tries, now_s=time.time())

@@ -41,10 +41,12 @@ def message_id(job_id: str, event: str, count: int) -> str:
     return f"msg_{job_id.removeprefix('job_')}_{event.removeprefix('job.')}_{count}"
 
 
-def message_of(status: JobStatus, event: str, count: int, *, now_s: float) -> Message:
+def message_of(
+    status: JobStatus, event: str, count: int, *, now_s: float, gpu_hour_price: float | None = None
+) -> Message:
     """Return the message about an event of a job; `now_s` (Unix time) stands in where the job does not tell when."""
     happened = status.started_at if event == "job.started" else status.finished_at
-    body = JobEvent(type=event, timestamp=when(happened or now_s), data=Job.of(status))
+    body = JobEvent(type=event, timestamp=when(happened or now_s), data=Job.of(status, gpu_hour_price))
     return Message(message_id(status.header.id, event, count), body.model_dump_json().encode())
 
 

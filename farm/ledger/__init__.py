@@ -3,38 +3,52 @@
 Every transition is one Lua script: atomic, and safe to repeat. A Celery message is a hint; the ledger decides.
 """
 
+from farm.ledger.keys import ApiKey
 from farm.ledger.ledger import Ledger
 from farm.ledger.records import (
     Chore,
+    ChoreBacklog,
     Demand,
     Gpu,
+    Heard,
+    ImageChange,
     ImageStatus,
     JobStatus,
+    Look,
+    ModelBacklog,
     ModelDemand,
     News,
     Opened,
+    Preview,
+    PreviewTold,
     Rate,
     TenantLimits,
     TenantStatus,
-    Preview,
     Throughput,
     WorkerReport,
 )
 
 __all__ = [
+    "ApiKey",
     "Chore",
+    "ChoreBacklog",
     "Demand",
     "Gpu",
+    "Heard",
+    "ImageChange",
     "ImageStatus",
     "JobStatus",
+    "Look",
     "Ledger",
+    "ModelBacklog",
     "ModelDemand",
     "News",
     "Opened",
+    "Preview",
+    "PreviewTold",
     "Rate",
     "TenantLimits",
     "TenantStatus",
     "Throughput",
     "WorkerReport",
 ]
-    "Preview",

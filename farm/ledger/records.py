@@ -102,6 +102,7 @@ class WorkerReport(BaseModel):
     images: int = 0
     failures: int = 0
     oom_count: int = 0
+    energy_j: float | None = Field(None, description="Joules that its GPU has taken, idle or not; null on a CPU.")
     started_at: float
     seen_at: float = Field(0.0, description="Unix time by the ledger's clock; set by the ledger.")
     gpu: Gpu | None = None
@@ -122,6 +123,8 @@ class Rate:
     gpu_s: float
     gpu_s_per_image: float | None
     mean_seat_occupancy: float | None  # seats taken per step; None without a step
+    energy_j: float | None = None  # of the GPUs that tell, idle or not; None where none does
+    joules_per_image: float | None = None  # on those GPUs
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,34 @@ class Throughput:
     by_worker: dict[str, tuple[Rate, ...]] = field(default_factory=dict)
     queued_images: int = 0
     rendering_images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBacklog:
+    """What waits to be handed out for one model at one priority."""
+
+    model: str
+    priority: Priority
+    images: int
+    oldest_s: float  # since the oldest of its jobs was accepted
+
+
+@dataclass(frozen=True, slots=True)
+class ChoreBacklog:
+    """What is left to do of one kind of chore."""
+
+    kind: str
+    planned: int  # all of them; some are for later
+    due: int
+    overdue_s: float  # how long ago the first of them was due; 0 when none is
+
+
+@dataclass(frozen=True, slots=True)
+class RedisMemory:
+    """How full the ledger's server is."""
+
+    used_bytes: int
+    max_bytes: int  # 0: as much as the machine has
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,23 +219,6 @@ class News:
     model: str | None = None
     job: str | None = None
     index: int | None = None  # None: all of the job
-
-
-@dataclass(frozen=True, slots=True)
-class Chore:
-    """Something to do for a job: write its manifest, tell its webhook, let it expire."""
-
-    kind: str
-    job: str
-    event: str
-    count: int  # how often the job has settled: after a retry of failed images it settles again
-    due_at: float
-    tries: int  # that failed
-
-    @property
-    def member(self) -> str:
-        """Its name on the list of its kind, and the same whenever it comes again."""
-        return f"{self.job}|{self.event}|{self.count}"
     watch: Watch | None = None
 
 
@@ -254,3 +268,20 @@ class Heard:
     jobs: frozenset[str]  # that are not as they were
     previews: dict[str, tuple[PreviewTold, ...]]  # by job, oldest first
     is_gap: bool  # nobody listened for a while: any job may have changed
+
+
+@dataclass(frozen=True, slots=True)
+class Chore:
+    """Something to do for a job: write its manifest, tell its webhook, let it expire."""
+
+    kind: str
+    job: str
+    event: str
+    count: int  # how often the job has settled: after a retry of failed images it settles again
+    due_at: float
+    tries: int  # that failed
+
+    @property
+    def member(self) -> str:
+        """Its name on the list of its kind, and the same whenever it comes again."""
+        return f"{self.job}|{self.event}|{self.count}"

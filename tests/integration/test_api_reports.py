@@ -100,6 +100,58 @@ def test_metrics_tell_the_farms_state(api):
     assert found["farm_images_per_second", ()] > 0
 
 
+def test_metrics_tell_how_long_work_waits_and_what_went_wrong(api):
+    """By model and priority; images given up or taken back are counted with their cause, chores by kind."""
+    api.post_job(num_images_per_prompt=3, priority="bulk")
+    urgent = api.post_job(num_images_per_prompt=2, priority="interactive")
+    hints = api.work(limit=1)
+    ledger = api.parts.ledger
+    assert ledger.failed(hints[0], WORKER, "no such thing", final=True)
+    found = metrics_of(api)
+    bulk, interactive = ((("model", "scenes"), ("priority", priority)) for priority in ("bulk", "interactive"))
+    assert found["farm_images_waiting", bulk] == 3
+    assert found["farm_images_waiting", interactive] == 1
+    assert 0 < found["farm_oldest_wait_seconds", bulk] < 60
+    assert found["farm_oldest_wait_seconds", (("model", "scenes"), ("priority", "normal"))] == 0
+    assert found["farm_images_failed_total", (("model", "scenes"),)] == 1
+    assert found["farm_images_failed_total", (("model", "sd15"),)] == 0
+    assert found["farm_images_taken_back_total", (("cause", "error"), ("model", "scenes"))] == 1
+    api.delete(urgent["links"]["self"])
+    found = metrics_of(api)
+    assert found["farm_chores_due", (("kind", "manifest"),)] == 1
+    assert 0 <= found["farm_chores_overdue_seconds", (("kind", "manifest"),)] < 60
+    assert found["farm_chores_planned", (("kind", "expire"),)] == 0
+    assert found["farm_model_workers", (("model", "scenes"),)] == 1
+    assert found["farm_redis_memory_used_bytes", ()] > 0
+    assert ("farm_gpu_hour_price", ()) not in found
+
+
+def test_energy_and_prices_are_told_where_they_are_known(make_api):
+    """Joules by the workers that tell theirs; a price per 1,000 images, of a job and of the farm, from the hour's."""
+    api = make_api(gpu_hour_price=3.6)
+    job = api.post_job(num_images_per_prompt=4)
+    assert (job["price"], job["price_per_1000_images"]) == (0, None)
+    assert api.render(limit=4) == 4
+    api.parts.ledger.report(heartbeat(name="host:cpu0#1", node="host:cpu0", energy_j=None))
+    api.parts.ledger.report(heartbeat(energy_j=100.9, gpu=GPU))
+    api.parts.ledger.report(heartbeat(energy_j=901.2, gpu=GPU))
+    job = api.get(job["links"]["self"]).json()
+    assert (job["price"], job["price_per_1000_images"]) == (pytest.approx(0.002), pytest.approx(0.5))
+    report = api.get("/v1/throughput").json()
+    for rates in (report["total"]["1m"], report["by_worker"]["host:gpu0"]["5m"]):
+        assert (rates["joules_per_image"], rates["price_per_1000_images"]) == (
+            pytest.approx(225.25),
+            pytest.approx(0.5),
+        )
+    assert report["by_model"]["scenes"]["1m"]["joules_per_image"] is None
+    assert report["by_model"]["scenes"]["1m"]["price_per_1000_images"] == pytest.approx(0.5)
+    found = metrics_of(api)
+    assert found["farm_worker_energy_joules_total", (("node", "host:gpu0"),)] == 901.2
+    assert ("farm_worker_energy_joules_total", (("node", "host:cpu0"),)) not in found
+    assert found["farm_joules_per_image", ()] == pytest.approx(225.25)
+    assert found["farm_gpu_hour_price", ()] == 3.6
+
+
 def test_requests_are_timed_by_route_template(make_api):
     """Ids and unknown paths never become labels, nor do methods that nobody knows."""
     api = make_api()

@@ -7,4 +7,4 @@ local attempt, holder = flight_of(member)
 if attempt ~= tonumber(ARGV[4]) or holder ~= worker then return 'stale' end
 local reason = ARGV[6] ~= '' and ARGV[6] or nil
 -- For good is: this strike is the last.
-return give_back(member, at, reason, ARGV[8] == '1' and 0 or tonumber(ARGV[7]), false, tonumber(ARGV[9]))
+return give_back(member, at, reason, ARGV[8] == '1' and 0 or tonumber(ARGV[7]), nil, tonumber(ARGV[9]))

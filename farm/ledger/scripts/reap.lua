@@ -7,15 +7,15 @@ local at, max_attempts, limit = now(), tonumber(ARGV[2]), tonumber(ARGV[3])
 local ended = math.min(at, tonumber(ARGV[7]) or at)
 local result = { again = 0, failed = 0, cancelled = 0 }
 
-local function take_back(member, reason)
-  local outcome = give_back(member, at, reason, max_attempts, true, 0)
+local function take_back(member, reason, death)
+  local outcome = give_back(member, at, reason, max_attempts, death, 0)
   result[outcome] = result[outcome] + 1
 end
 
 if ARGV[4] == '' then
   for _, member in ipairs(redis.call('ZRANGE', P .. 'leases', '-inf', ended, 'BYSCORE', 'LIMIT', 0, limit)) do
     local _, worker = flight_of(member)
-    take_back(member, 'lease of ' .. worker .. ' expired')
+    take_back(member, 'lease of ' .. worker .. ' expired', 'expired')
   end
   for _, member in ipairs(redis.call('ZRANGE', P .. 'later', '-inf', at, 'BYSCORE', 'LIMIT', 0, limit)) do
     redis.call('ZREM', P .. 'later', member)
@@ -33,7 +33,7 @@ else
   for _, worker in ipairs(redis.call('SMEMBERS', P .. 'holders')) do
     if worker ~= ARGV[5] and string.sub(worker, 1, #prefix) == prefix then
       for _, member in ipairs(redis.call('SMEMBERS', P .. 'held:' .. worker)) do
-        take_back(member, worker .. ' died')
+        take_back(member, worker .. ' died', 'died')
       end
       redis.call('SREM', P .. 'holders', worker)
       drop_server(worker)

@@ -27,7 +27,7 @@ from worker.app import (
     served_models,
     sole_use,
 )
-from worker.description import read_gpu
+from worker.description import as_told
 from worker.gpu import Device, Telemetry
 
 CPU = Device(torch.device("cpu"), "cpu", None)
@@ -96,15 +96,11 @@ def test_a_worker_started_by_hand_has_a_lasting_name():
     assert default_node(CARD).endswith(":gpu-8a6e1c1e")
 
 
-def test_telemetry_is_reported_in_the_ledgers_units(monkeypatch):
+def test_telemetry_is_reported_in_the_ledgers_units():
     """Bytes and fractions, and what the card does not tell stays unknown."""
-    said = Telemetry(CARD.uuid, 61, 311.5, 97, 1024, None)
-    monkeypatch.setattr("worker.description.read_telemetry", lambda _: said)
-    gpu = read_gpu(CARD)
+    gpu = as_told(Telemetry(CARD.uuid, 61, 311.5, None, 97, 1024, None), CARD.kind)
     assert (gpu.name, gpu.utilisation, gpu.memory_used_bytes) == (CARD.kind, 0.97, 1 << 30)
     assert gpu.memory_total_bytes is None
-    monkeypatch.undo()
-    assert read_gpu(CPU) is None
 
 
 def test_storage_may_come_later_but_must_not_refuse_us(s3):

@@ -1,5 +1,6 @@
 -- How units and jobs end, and what is left to do then.
 --
+-- events         'model|what' -> how often since the ledger began: units that failed for good, or were taken back
 -- chores:<kind>  what somebody has to do, by when it is due: 'job|event|number'. Written by the script that commits
 --                the state it follows from, so that neither is ever without the other.
 
@@ -30,6 +31,7 @@ local function settle(job, event, at)
   add_chore('manifest', job, 'settled', count, at)
   each_afterwards(job, function(kind) add_chore(kind, job, 'settled', count, at) end)
   announce(job, event, count, at)
+  tell_of_change(job)
 end
 
 -- The last image settles its job.
@@ -40,9 +42,16 @@ local function settle_if_last(job, at)
   settle(job, failed > 0 and 'job.failed' or stored > 0 and 'job.done' or 'job.cancelled', at)
 end
 
+local function note_event(what, job)
+  redis.call('HINCRBY', P .. 'events', redis.call('HGET', job_key(job), 'model') .. '|' .. what, 1)
+end
+
 local function fail(job, index, reason, at)
   if redis.call('HSETNX', job_key(job) .. ':failed', index, reason) == 1 then
     redis.call('HINCRBY', job_key(job), 'failed', 1)
+    note_end(job, index, FAILED)
+    tell_of_change(job)
+    note_event('failed', job)
     settle_if_last(job, at)
   end
 end
@@ -62,10 +71,10 @@ local function keep_tries(job, index, tries)
   redis.call('HSET', job_key(job) .. ':tries', index, cjson.encode(tries))
 end
 
--- Take a unit back from its worker. A reason is a strike, and too many strikes fail it; one that `died` has its
--- worker's death on its record. With a delay it goes out again only later.
+-- Take a unit back from its worker. A reason is a strike, and too many strikes fail it; one whose worker died (its
+-- lease `expired`, or a successor says `died`) has that on its record. With a delay it goes out again only later.
 -- Returns 'again', 'failed' or 'cancelled'.
-local function give_back(member, at, reason, max_attempts, died, delay_s)
+local function give_back(member, at, reason, max_attempts, death, delay_s)
   local job, index = split(member)
   local facts = facts_of(job)
   if is_unwanted(job, index, facts) then
@@ -78,14 +87,16 @@ local function give_back(member, at, reason, max_attempts, died, delay_s)
     tries.strikes = tries.strikes + 1
     table.insert(tries.history, reason)
   end
-  if died then tries.deaths = tries.deaths + 1 end
+  if death then tries.deaths = tries.deaths + 1 end
   keep_tries(job, index, tries)
+  note_event('back:' .. (death or reason and 'error' or 'released'), job)
   if reason and tries.strikes >= max_attempts then
     land(member, facts)
     fail(job, index, reason, at)
     return 'failed'
   end
   redis.call('HINCRBY', job_key(job), 'retries', 1)
+  tell_of_change(job)
   if delay_s > 0 then
     redis.call('ZADD', P .. 'later', at + delay_s, member)
     land(member, facts)
