@@ -3,24 +3,17 @@
 Every transition is one Lua script: atomic, and safe to repeat. A Celery message is a hint; the ledger decides.
 """
 
-from farm.ledger.keys import ApiKey
 from farm.ledger.ledger import Ledger
 from farm.ledger.records import (
     Chore,
-    ChoreBacklog,
     Demand,
     Gpu,
-    Heard,
-    ImageChange,
     ImageStatus,
     JobStatus,
-    Look,
-    ModelBacklog,
     ModelDemand,
     News,
     Opened,
     Preview,
-    PreviewTold,
     Rate,
     TenantLimits,
     TenantStatus,
@@ -29,23 +22,16 @@ from farm.ledger.records import (
 )
 
 __all__ = [
-    "ApiKey",
     "Chore",
-    "ChoreBacklog",
     "Demand",
     "Gpu",
-    "Heard",
-    "ImageChange",
     "ImageStatus",
     "JobStatus",
-    "Look",
     "Ledger",
-    "ModelBacklog",
     "ModelDemand",
     "News",
     "Opened",
     "Preview",
-    "PreviewTold",
     "Rate",
     "TenantLimits",
     "TenantStatus",
