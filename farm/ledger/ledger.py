@@ -1,6 +1,7 @@
 """The transitions of jobs and units, and the one name for all that the ledger does.
 
-Reads are in reports.py; what concerns workers, tenants and chores in files of these names. All share one connection.
+Reads are in reports.py; what concerns workers, tenants, chores and previews in files of these names. All share one
+connection.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from farm.jobs import Entry, ExpandedJob, Header, Hint, Unit, UrgentHint, Watch
 from farm.ledger.chores import Chores
 from farm.ledger.codec import decode_entry, decode_header, encode_entries, encode_header
 from farm.ledger.connection import PREFIX, Connection, translate_outage
+from farm.ledger.overview import Overview
 from farm.ledger.previews import Previews
 from farm.ledger.records import ImageStatus, JobStatus, Opened
 from farm.ledger.reports import Reports
@@ -34,7 +36,7 @@ _SUSPECT_AFTER_DEATHS: Final = 2
 _MAX_REASON_CHARS: Final = 2000
 
 
-class Ledger(Reports, Servers, Tenants, Chores, Previews):
+class Ledger(Reports, Servers, Tenants, Chores, Previews, Overview):
     """Progress of every job, in Redis.
 
     Any number of processes may use it at once. All methods raise LedgerDown while Redis does not answer; repeating a
@@ -54,6 +56,7 @@ class Ledger(Reports, Servers, Tenants, Chores, Previews):
         Reports.__init__(self, connection)
         Servers.__init__(self, connection, alive_s=lease_s)
         Tenants.__init__(self, connection)
+        Overview.__init__(self, connection)
         Chores.__init__(self, connection, keep_jobs_s=keep_jobs_s)
         Previews.__init__(self, connection)
         self._lease_s = lease_s

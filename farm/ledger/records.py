@@ -102,6 +102,7 @@ class WorkerReport(BaseModel):
     images: int = 0
     failures: int = 0
     oom_count: int = 0
+    energy_j: float | None = Field(None, description="Joules that its GPU has taken, idle or not; null on a CPU.")
     started_at: float
     seen_at: float = Field(0.0, description="Unix time by the ledger's clock; set by the ledger.")
     gpu: Gpu | None = None
@@ -122,6 +123,8 @@ class Rate:
     gpu_s: float
     gpu_s_per_image: float | None
     mean_seat_occupancy: float | None  # seats taken per step; None without a step
+    energy_j: float | None = None  # of the GPUs that tell, idle or not; None where none does
+    joules_per_image: float | None = None  # on those GPUs
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,34 @@ class Throughput:
     by_worker: dict[str, tuple[Rate, ...]] = field(default_factory=dict)
     queued_images: int = 0
     rendering_images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBacklog:
+    """What waits to be handed out for one model at one priority."""
+
+    model: str
+    priority: Priority
+    images: int
+    oldest_s: float  # since the oldest of its jobs was accepted
+
+
+@dataclass(frozen=True, slots=True)
+class ChoreBacklog:
+    """What is left to do of one kind of chore."""
+
+    kind: str
+    planned: int  # all of them; some are for later
+    due: int
+    overdue_s: float  # how long ago the first of them was due; 0 when none is
+
+
+@dataclass(frozen=True, slots=True)
+class RedisMemory:
+    """How full the ledger's server is."""
+
+    used_bytes: int
+    max_bytes: int  # 0: as much as the machine has
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +231,43 @@ class Preview:
     jpeg: bytes | None  # the latest picture, a small one; None before the first
     at: float  # Unix time by the ledger's clock, of `step`
     jpeg_step: int | None = None  # that `jpeg` shows
+
+
+@dataclass(frozen=True, slots=True)
+class ImageChange:
+    """An image of a job has ended: it is stored, failed, or was cancelled by itself."""
+
+    index: int
+    state: UnitState
+    position: int  # among its job's ends, from 0, in the order of these
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A job as it stands, and what has ended of it since somebody looked."""
+
+    status: JobStatus
+    num_ended: int  # ends so far; an image that failed and was tried again has several
+    ended: tuple[ImageChange, ...]  # in order, from the position asked for; maybe not all of them
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewTold:
+    """An image in a seat got on."""
+
+    index: int
+    step: int
+    steps: int
+    has_picture: bool  # whether there is a new one
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What was told of jobs since somebody listened."""
+
+    jobs: frozenset[str]  # that are not as they were
+    previews: dict[str, tuple[PreviewTold, ...]]  # by job, oldest first
+    is_gap: bool  # nobody listened for a while: any job may have changed
 
 
 @dataclass(frozen=True, slots=True)
