@@ -59,7 +59,9 @@ def create_app(settings: Settings) -> FastAPI:
         try:
             yield
         finally:
+            farm.watcher.close()
             chores.stop()
+            farm.watcher.join()
             http_metrics.registry.unregister(collector)
             farm.celery.close()
             farm.ledger.close()

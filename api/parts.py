@@ -9,6 +9,7 @@ from anyio import CapacityLimiter
 from celery import Celery
 from fastapi import Depends, Request
 
+from api.watching import Watcher
 from api.webhooks.sending import Sender
 from farm.catalog import Catalog, load_catalog
 from farm.ledger import Ledger
@@ -28,6 +29,7 @@ class Parts:
     settings: Settings
     catalog: Catalog
     ledger: Ledger
+    watcher: Watcher
     celery: Celery
     store: Store
     started_at: float  # Unix time
@@ -39,11 +41,13 @@ class Parts:
 
 def build_parts(settings: Settings, webhooks: Sender, *, started_at: float) -> Parts:
     """Build the rest from the settings. Connects to nothing; raises Fatal for a broken catalog file."""
+    # A client waits for each answer: better 503 after some seconds than a thread held for half a minute.
+    ledger = Ledger.connect(settings, socket_timeout_s=3, retries=1)
     return Parts(
         settings=settings,
         catalog=load_catalog(settings.catalog_file),
-        # A client waits for each answer: better 503 after some seconds than a thread held for half a minute.
-        ledger=Ledger.connect(settings, socket_timeout_s=3, retries=1),
+        ledger=ledger,
+        watcher=Watcher(ledger),
         celery=make_celery(settings),
         store=Store.connect(settings),
         started_at=started_at,

@@ -25,7 +25,7 @@ from redis.retry import Retry
 from farm.errors import LedgerDown
 
 PREFIX: Final = "farm:"
-_SHARED: Final = ("keys", "backlog", "settling", "serving", "rates")
+_SHARED: Final = ("keys", "changes", "backlog", "settling", "serving", "rates")
 _OUTAGE: Final = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyError, OutOfMemoryError)
 
 

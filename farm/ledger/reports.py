@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from farm.errors import UnknownJob
@@ -15,7 +16,7 @@ from farm.ledger.connection import PREFIX, Connection, translate_outage
 from farm.ledger.rates import WINDOWS, rate_of, sum_buckets
 from farm.ledger.records import ImageStatus, JobStatus, Rate, Throughput
 
-_STATUS_FIELDS: Final = (
+STATUS_FIELDS: Final = (  # of a job's hash: what `Reports.statuses_of` makes a status of
     "header",
     "rendering",
     "stored",
@@ -30,8 +31,8 @@ _STATUS_FIELDS: Final = (
     "reused",
     "manifest_at",
 )
-_STORED: Final = _STATUS_FIELDS.index("stored")
-_FINISHED_AT: Final = _STATUS_FIELDS.index("finished_at")
+_STORED: Final = STATUS_FIELDS.index("stored")
+_FINISHED_AT: Final = STATUS_FIELDS.index("finished_at")
 
 
 class Reports:
@@ -40,6 +41,8 @@ class Reports:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._redis = connection.redis
+        # Statuses are read again and again, and a header never changes.
+        self._decode_header = lru_cache(maxsize=256)(decode_header)
 
     def ping(self) -> None:
         """Raise LedgerDown unless Redis answers."""
@@ -68,17 +71,20 @@ class Reports:
     def _statuses(self, ids: Iterable[str]) -> list[JobStatus]:
         with translate_outage(), self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
-                pipe.hmget(f"{PREFIX}job:{job_id}", *_STATUS_FIELDS)
+                pipe.hmget(f"{PREFIX}job:{job_id}", *STATUS_FIELDS)
             rows = pipe.execute()
-        found = [row for row in rows if row[0] is not None]
-        if not found:
+        return self.statuses_of([row for row in rows if row[0] is not None])
+
+    def statuses_of(self, rows: Sequence[list[Any]]) -> list[JobStatus]:
+        """Return the status that each row of STATUS_FIELDS tells, as of now."""
+        if not rows:
             return []
         now = self._connection.now()
-        waits = self._waits_s(row for row in found if row[_STORED] == b"0" and row[_FINISHED_AT] is None)
-        return [self._status(row, now, waits) for row in found]
+        waits = self._waits_s(row for row in rows if row[_STORED] == b"0" and row[_FINISHED_AT] is None)
+        return [self._status(row, now, waits) for row in rows]
 
     def _status(self, row: list[Any], now: float, waits_s: dict[str, float]) -> JobStatus:
-        header, _ = decode_header(row[0])
+        header, _ = self._decode_header(row[0])
         rendering, stored, failed, retries, gpu_ms = (int(value) for value in row[1:6])
         cancelled_at, started_at, finished_at = (None if value is None else float(value) for value in row[6:9])
         dropped, reused = (int(value or 0) for value in row[10:12])

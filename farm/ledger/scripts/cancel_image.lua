@@ -18,5 +18,7 @@ elseif redis.call('ZREM', P .. 'later', member) == 0 then
 end
 redis.call('SETBIT', key .. ':dropped', index, 1)
 redis.call('HINCRBY', key, 'dropped', 1)
+note_end(job, index, CANCELLED)
+tell_of_change(job)
 settle_if_last(job, at)
 return 'cancelled'

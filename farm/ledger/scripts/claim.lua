@@ -15,6 +15,7 @@ if holder == '' then
   redis.call('SADD', P .. 'held:' .. worker, member)
   redis.call('SADD', P .. 'holders', worker)
   redis.call('HINCRBY', key, 'rendering', 1)
+  tell_of_change(job)
   if redis.call('HSETNX', key, 'started_at', stamp_of(at)) == 1 then announce(job, 'job.started', 1, at) end
 end
 redis.call('ZADD', P .. 'leases', at + tonumber(ARGV[6]), member)

@@ -12,7 +12,9 @@ end
 ask('manifest')
 each_afterwards(job, ask)
 if is_waited_for then return 0 end
-for _, part in ipairs({ '', ':entries', ':stored', ':times', ':failed', ':tries', ':again', ':dropped', ':webhooks' }) do
+for _, part in ipairs({
+  '', ':entries', ':stored', ':times', ':failed', ':tries', ':again', ':dropped', ':log', ':webhooks',
+}) do
   redis.call('UNLINK', key .. part)
 end
 redis.call('ZREM', P .. 'jobs', job)

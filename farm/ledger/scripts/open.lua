@@ -50,4 +50,5 @@ redis.call('SADD', P .. 'tenants', tenant)
 redis.call('SADD', tenant_key(tenant) .. ':jobs', id)
 add_waiting(id, facts_of(id), total, false)
 tell_of_work(model)
+tell_of_change(id)
 return { 'created', id }

@@ -12,4 +12,5 @@ remove_waiting(job, facts, waiting)
 redis.call('HSET', key, 'paused_at', stamp_of(at))
 add_waiting(job, facts_of(job), waiting, false)
 recall(facts.model, job, true)
+tell_of_change(job)
 return 'paused'

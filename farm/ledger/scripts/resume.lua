@@ -11,4 +11,5 @@ remove_waiting(job, facts, waiting)
 redis.call('HDEL', key, 'paused_at')
 add_waiting(job, facts_of(job), waiting, true)
 tell_of_work(facts.model)
+tell_of_change(job)
 return 'resumed'

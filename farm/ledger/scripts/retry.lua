@@ -30,4 +30,5 @@ if redis.call('HDEL', key, 'finished_at') == 1 then
 end
 add_waiting(job, facts, #indices, true)
 tell_of_work(facts.model)
+tell_of_change(job)
 return { 'again', #indices }

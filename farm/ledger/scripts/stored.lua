@@ -26,6 +26,8 @@ redis.call('SETRANGE', key .. ':times', index * 12, struct.pack('>I4I3I3I2',
 redis.call('HINCRBY', key, 'stored', 1)
 redis.call('HINCRBY', key, 'gpu_ms', gpu_ms)
 if ARGV[9] == '1' then redis.call('HINCRBY', key, 'reused', 1) end
+note_end(job, index, STORED)
+tell_of_change(job)
 settle_if_last(job, at)
 
 local tenant = tenant_key(facts.tenant)
