@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
 
 from api import (
     health,
@@ -26,11 +27,14 @@ from api import (
     tenants,
     uploads,
 )
+from api.browsers import cors_of, origins_of
 from api.chores import Chores, Handler
 from api.collector import FarmCollector
+from api.gate import Gate
+from api.keyring import keys_of
 from api.metrics import HttpMetrics
 from api.observe import Observe
-from api.parts import build_parts
+from api.parts import DEFAULT_TENANT, build_parts
 from api.webhooks import deliveries
 from api.webhooks import endpoints as webhooks
 from api.webhooks.sending import Sender
@@ -42,6 +46,8 @@ def create_app(settings: Settings) -> FastAPI:
     """Return the application. Nothing is connected before it is asked for; raises Fatal for a broken setting."""
     http_metrics = HttpMetrics()
     sender = Sender.of(settings)
+    given_keys = keys_of(settings, tenant=DEFAULT_TENANT)
+    cors_origins = origins_of(settings.cors_origins)
     handlers: dict[str, Handler] = {
         "manifest": retention.keep_manifest,
         "expire": retention.expire,
@@ -50,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        farm = build_parts(settings, sender, started_at=time.time())
+        farm = build_parts(settings, sender, given_keys, started_at=time.time())
         collector = FarmCollector(farm, handlers)
         http_metrics.registry.register(collector)
         app.state.parts = farm
@@ -59,9 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
         try:
             yield
         finally:
-            farm.watcher.close()
             chores.stop()
-            farm.watcher.join()
             http_metrics.registry.unregister(collector)
             farm.celery.close()
             farm.ledger.close()
@@ -73,11 +77,16 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_tags=openapi.TAGS,
         lifespan=lifespan,
         redirect_slashes=False,  # a path is right or it is 404
+        # Scripts of another host make it, which must not get at the keys that a page of this origin holds.
+        docs_url="/docs" if settings.auth == "open" else None,
         redoc_url=None,
         generate_unique_id_function=_operation_id,
     )
     app.state.metrics = http_metrics
-    app.add_middleware(Observe, metrics=http_metrics)
+    app.add_middleware(Gate, settings=settings)
+    if cors_origins:
+        app.add_middleware(CORSMiddleware, **cors_of(cors_origins))
+    app.add_middleware(Observe, metrics=http_metrics)  # the last is the outermost
     problems.install(app)
     for module in (jobs, one_job, images, manifests, webhooks, uploads, tenants, models, reports, health, metrics, page):
         app.include_router(module.router)

@@ -1,19 +1,34 @@
-"""Who asks, and what of the farm is theirs: the operator, or a tenant whom a gateway in front has authenticated.
+"""Who asks, and what of the farm is theirs: the operator, or a tenant, told by a key or by a gateway in front.
 
-There are no keys here. Unless FARM_TRUST_TENANT_HEADER says that such a gateway is there, everybody is the operator.
+With FARM_AUTH=keys every request must show an API key (api/keyring.py); with `open`, whoever reaches the API is the
+operator. Either way FARM_TRUST_TENANT_HEADER lets the operator's requests be a tenant's: those of a gateway that has
+authenticated its clients. What happens to a request that may not enter is api/gate.py's part.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal, get_args
 
 import fastapi
 from fastapi import Depends, Path, Request
+from fastapi.concurrency import run_in_threadpool
 
+from api.credentials import tokens_in
 from api.expired import expired
-from api.parts import Farm
-from api.problems import FORBIDDEN, INVALID_REQUEST, JOB_EXPIRED, LEDGER_DOWN, UNKNOWN_JOB, HttpProblem
+from api.keyring import OpenedBy
+from api.parts import DEFAULT_TENANT, Farm, Parts
+from api.problems import (
+    FORBIDDEN,
+    INVALID_REQUEST,
+    JOB_EXPIRED,
+    LEDGER_DOWN,
+    UNAUTHENTICATED,
+    UNKNOWN_JOB,
+    HttpProblem,
+)
 from farm.errors import Refused, UnknownJob
 from farm.jobs import JOB_ID_FORM, Header
 from farm.ledger import JobStatus
@@ -21,8 +36,19 @@ from farm.ledger import JobStatus
 TENANT_NAME: Final = r"^[A-Za-z0-9._-]{1,64}$"
 """What a tenant may be called."""
 
-_DEFAULT_TENANT: Final = "default"
+Scope = Literal["read", "submit", "metrics", "operator"]
+"""What a key may be good for; `submit` includes `read`, `operator` all of them."""
+
+_IMPLIED: Final[dict[Scope, frozenset[Scope]]] = {
+    "read": frozenset({"read"}),
+    "submit": frozenset({"read", "submit"}),
+    "metrics": frozenset({"metrics"}),
+    "operator": frozenset(get_args(Scope)),
+}
 _HEADER: Final = "Farm-Tenant"
+_CHALLENGES: Final = {"bearer": 'Bearer realm="Diffusion Farm"', "basic": 'Basic realm="Diffusion Farm"'}
+# Clients of A1111 know Basic alone. Elsewhere it is taken and not asked for: browsers would open a window of their own.
+_ASKED_FOR_BASIC: Final = ("/sdapi/", "/internal/")
 
 TenantHeader = Annotated[
     str | None,
@@ -40,15 +66,21 @@ JobId = Annotated[str, Path(description="The `id` of a job.", examples=["job_000
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose jobs a request makes, and which it sees."""
+    """Whose jobs a request makes, and what it may do and see."""
 
     tenant: str
-    is_operator: bool
+    scopes: frozenset[Scope]
+    opened_by: OpenedBy | None = None  # the key that it showed
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether the whole farm is the caller's to see and to change."""
+        return "operator" in self.scopes
 
     @property
     def identity(self) -> str:
-        """Whose preferences and task names a request's are."""
-        return f"tenant:{self.tenant}"
+        """Whose preferences and task names a request's are, and who is told to have done something."""
+        return f"tenant:{self.tenant}" if self.opened_by is None else f"key:{self.opened_by.key_id}"
 
     def sees(self, header: Header) -> bool:
         """Whether a job is the caller's to see and to change."""
@@ -59,14 +91,57 @@ class Caller:
         return self.is_operator or tenant == self.tenant
 
 
-def caller_of(request: Request, farm: Farm, farm_tenant: TenantHeader = None) -> Caller:
-    """Return who sends this request; raises Refused for a header that says two things."""
+async def identify(request: Request) -> Caller:
+    """Return who sends a request; the second time as the first.
+
+    Raises HttpProblem (401) without a key that is good, where one is asked for; Refused for a header that says two
+    things; LedgerDown.
+    """
+    known: Caller | None = getattr(request.state, "caller", None)
+    if known is None:
+        farm: Parts = request.app.state.parts
+        caller = Caller(DEFAULT_TENANT, scopes_of(["operator"]))
+        if farm.settings.auth == "keys":
+            caller = await run_in_threadpool(_authenticate, farm, request)
+        known = request.state.caller = _on_behalf_of_tenant(request, farm, caller)
+    return known
+
+
+def scopes_of(names: Iterable[Scope]) -> frozenset[Scope]:
+    """Return scopes with all that they include."""
+    return frozenset[Scope]().union(*(_IMPLIED[name] for name in names))
+
+
+def _authenticate(farm: Parts, request: Request) -> Caller:
+    tokens = tokens_in(request)
+    for token in tokens:
+        opened = farm.keyring.open(token)
+        if opened is not None:
+            known = [scope for scope in _IMPLIED if scope in opened.scopes]  # a later release may have more
+            return Caller(opened.tenant, scopes_of(known), opened)
+    detail = "the key is unknown, revoked or expired" if tokens else "send an API key as `Authorization: Bearer farm_…`"
+    challenge = "basic" if request.url.path.startswith(_ASKED_FOR_BASIC) else "bearer"
+    raise HttpProblem(UNAUTHENTICATED, detail, headers={"WWW-Authenticate": _CHALLENGES[challenge]})
+
+
+def _on_behalf_of_tenant(request: Request, farm: Parts, caller: Caller) -> Caller:
+    """Return the tenant that a trusted gateway names, or the caller."""
+    names = request.headers.getlist(_HEADER)
     # A gateway that adds its header to the client's, instead of replacing it, would let the client choose.
-    if len(request.headers.getlist(_HEADER)) > 1:
+    if len(names) > 1:
         raise Refused("stands more than once; a gateway must replace what its client sent", field=_HEADER)
-    if farm_tenant is None or not farm.settings.trust_tenant_header:
-        return Caller(_DEFAULT_TENANT, is_operator=True)
-    return Caller(farm_tenant, is_operator=False)
+    if not names or not farm.settings.trust_tenant_header:
+        return caller
+    if not re.fullmatch(TENANT_NAME, names[0]):
+        raise Refused("is no tenant's name", field=_HEADER, value=names[0], choices=[TENANT_NAME])
+    if not caller.is_operator:
+        raise HttpProblem(FORBIDDEN, f"a key of {caller.tenant} cannot speak for others: leave out {_HEADER}")
+    return Caller(names[0], scopes_of(["submit"]))
+
+
+async def caller_of(request: Request, farm_tenant: TenantHeader = None) -> Caller:  # noqa: ARG001  for the document
+    """Return who sends this request, as `identify` does."""
+    return await identify(request)
 
 
 Asker = Annotated[Caller, Depends(caller_of)]
@@ -101,4 +176,4 @@ OwnJob = Annotated[JobStatus, Depends(own_job)]
 def operator_only(caller: Asker) -> None:
     """Raise HttpProblem for a tenant."""
     if not caller.is_operator:
-        raise HttpProblem(FORBIDDEN, f"tenants are the operator's business; this request is {caller.tenant}'s")
+        raise HttpProblem(FORBIDDEN, f"this is the operator's business; the request is {caller.tenant}'s")

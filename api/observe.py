@@ -10,6 +10,7 @@ from urllib.parse import quote
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.browsers import DOCS_POLICY, HEADERS
 from api.metrics import HttpMetrics
 
 log = logging.getLogger("api.access")
@@ -42,7 +43,10 @@ class Observe:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["X-Content-Type-Options"] = "nosniff"
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                if scope["path"] == "/docs":
+                    headers["Content-Security-Policy"] = DOCS_POLICY
                 headers.setdefault("Cache-Control", "no-store")  # states change, and signed URLs are secrets
             await send(message)
 

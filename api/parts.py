@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -9,13 +10,16 @@ from anyio import CapacityLimiter
 from celery import Celery
 from fastapi import Depends, Request
 
-from api.watching import Watcher
+from api.keyring import Keyring, OpenedBy
 from api.webhooks.sending import Sender
 from farm.catalog import Catalog, load_catalog
 from farm.ledger import Ledger
 from farm.queue import make_celery
 from farm.settings import Settings
 from farm.storage import Store
+
+DEFAULT_TENANT: Final = "default"
+"""Whose the operator's own jobs are."""
 
 _MAX_PROBES: Final = 4
 _MAX_DECODERS: Final = 2
@@ -29,7 +33,7 @@ class Parts:
     settings: Settings
     catalog: Catalog
     ledger: Ledger
-    watcher: Watcher
+    keyring: Keyring
     celery: Celery
     store: Store
     started_at: float  # Unix time
@@ -39,7 +43,9 @@ class Parts:
     testers: CapacityLimiter  # threads that wait for a receiver while a client waits for them
 
 
-def build_parts(settings: Settings, webhooks: Sender, *, started_at: float) -> Parts:
+def build_parts(
+    settings: Settings, webhooks: Sender, keys: Mapping[bytes, OpenedBy], *, started_at: float
+) -> Parts:
     """Build the rest from the settings. Connects to nothing; raises Fatal for a broken catalog file."""
     # A client waits for each answer: better 503 after some seconds than a thread held for half a minute.
     ledger = Ledger.connect(settings, socket_timeout_s=3, retries=1)
@@ -47,7 +53,7 @@ def build_parts(settings: Settings, webhooks: Sender, *, started_at: float) -> P
         settings=settings,
         catalog=load_catalog(settings.catalog_file),
         ledger=ledger,
-        watcher=Watcher(ledger),
+        keyring=Keyring(ledger, keys),
         celery=make_celery(settings),
         store=Store.connect(settings),
         started_at=started_at,

@@ -87,7 +87,9 @@ INVALID_REQUEST: Final = Kind("invalid-request", 422, "The request is not valid"
 MALFORMED_JSON: Final = Kind("malformed-json", 400, "The body is not JSON")
 BODY_TOO_LARGE: Final = Kind("body-too-large", 413, "The body is too large")
 UNSUPPORTED_MEDIA_TYPE: Final = Kind("unsupported-media-type", 415, "The body is not of a type that is read here")
-FORBIDDEN: Final = Kind("forbidden", 403, "This is not for tenants")
+UNAUTHENTICATED: Final = Kind("unauthenticated", 401, "An API key is needed")
+FORBIDDEN: Final = Kind("forbidden", 403, "This is not for whoever asks")
+CROSS_SITE: Final = Kind("cross-site", 403, "Another site's page may not use the farm")
 UNKNOWN_JOB: Final = Kind("unknown-job", 404, "There is no such job")
 UNKNOWN_IMAGE: Final = Kind("unknown-image", 404, "The job has no such image")
 UNKNOWN_MODEL: Final = Kind("unknown-model", 422, "There is no such model")
@@ -99,6 +101,7 @@ MANIFEST_NOT_READY: Final = Kind("manifest-not-ready", 409, "The manifest is not
 JOB_CANCELLED: Final = Kind("job-cancelled", 409, "The job was cancelled")
 IDEMPOTENCY_CONFLICT: Final = Kind("idempotency-conflict", 422, "The Idempotency-Key was used for another request")
 QUEUE_FULL: Final = Kind("queue-full", 429, "The farm takes no more work for now")
+TOO_MANY_REQUESTS: Final = Kind("too-many-requests", 429, "The key has sent too many requests")
 LEDGER_DOWN: Final = Kind("ledger-down", 503, "The ledger does not answer")
 STORAGE_DOWN: Final = Kind("storage-down", 503, "The image store does not answer")
 NOT_READY: Final = Kind("not-ready", 503, "The API is not ready")
@@ -141,7 +144,7 @@ def _from_field_errors(errors: list[FieldError], *, is_all: bool = True) -> Http
     return HttpProblem(INVALID_REQUEST, detail, errors=errors[:MAX_ERRORS])
 
 
-def _from_farm_error(error: FarmError) -> HttpProblem:
+def problem_of(error: FarmError) -> HttpProblem:
     """Return the problem that an error of the farm means. Every kind of FarmError has its line here."""
     match error:
         case UnknownJob():
@@ -210,7 +213,7 @@ async def _on_http_problem(request: Request, error: HttpProblem) -> JSONResponse
 
 
 async def _on_farm_error(request: Request, error: FarmError) -> JSONResponse:
-    problem = _from_farm_error(error)
+    problem = problem_of(error)
     if problem.kind.status >= BROKEN.status:
         log.warning("%s: %s", type(error).__name__, error, extra={"action": "request_failed"})
     return answer(request, problem)

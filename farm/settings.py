@@ -61,6 +61,22 @@ class Settings(BaseSettings):
         default=False, description="Whether a gateway that has authenticated the client sets the header Farm-Tenant."
     )
 
+    # -- who may enter
+    auth: Literal["open", "keys"] = Field(
+        "open", description="`open`: whoever reaches the API is its operator. `keys`: nobody enters without an API key."
+    )
+    operator_key: SecretStr | None = Field(
+        None, description="A key that is the operator's without Redis: with it the others are made."
+    )
+    metrics_key: SecretStr | None = Field(None, description="A key that opens /metrics alone, for Prometheus.")
+    allowed_hosts: str = Field(
+        "",
+        description="Comma-separated names by which an open API may be called, beyond addresses and local names.",
+    )
+    cors_origins: str = Field(
+        "", description="Comma-separated origins whose pages may use the API, such as https://studio.example; none."
+    )
+
     # -- leases and retries
     lease_s: float = Field(10.0, gt=0, description="How long a worker's right to a unit lasts unrenewed.")
     max_attempts: int = Field(5, ge=1, description="Failed or lost attempts before a unit is given up.")

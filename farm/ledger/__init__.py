@@ -3,6 +3,7 @@
 Every transition is one Lua script: atomic, and safe to repeat. A Celery message is a hint; the ledger decides.
 """
 
+from farm.ledger.keys import ApiKey
 from farm.ledger.ledger import Ledger
 from farm.ledger.records import (
     Chore,
@@ -28,6 +29,7 @@ from farm.ledger.records import (
 )
 
 __all__ = [
+    "ApiKey",
     "Chore",
     "ChoreBacklog",
     "Demand",

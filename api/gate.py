@@ -1,0 +1,107 @@
+"""Who may enter: every request passes here before it reaches an endpoint, so that none can be left open by mistake.
+
+In this order: is it another site's page that asks (api/browsers.py), who asks (api/callers.py), does the key's scope
+allow it, has the key requests left. What becomes of a change is told to the audit log (api/audit.py). What of the farm
+a caller sees is not decided here but by the endpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import audit
+from api.browsers import Browsers
+from api.callers import Caller, identify
+from api.callers import Scope as KeyScope
+from api.parts import Parts
+from api.problems import FORBIDDEN, TOO_MANY_REQUESTS, HttpProblem, answer, problem_of
+from farm.errors import FarmError
+from farm.settings import Settings
+
+_PUBLIC: Final = frozenset({"/", "/healthz", "/readyz"})
+_PAGE_FILES: Final = "/page/"
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+# These only read, though they are sent by POST.
+_READING_POSTS: Final = frozenset({"/v1/jobs:preview", "/internal/progress", "/sdapi/v1/png-info"})
+
+
+class Gate:
+    """ASGI middleware: lets a request in, or answers it in the words of its path's API."""
+
+    def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
+        self._app = app
+        self._browsers = Browsers(settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        is_change = needed_scope(request.method, request.url.path) == "submit"
+        note = audit.Note(request)
+        status = 500
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                note.read(message)
+            await send(message)
+
+        try:
+            if (problem := await self._objection(request)) is None:
+                await self._app(scope, receive, send_on)
+            else:
+                await answer(request, problem)(scope, receive, send_on)
+        finally:
+            if is_change or status in audit.DENIED:
+                note.write(status)
+
+    async def _objection(self, request: Request) -> HttpProblem | None:
+        """Return why a request may not enter; None lets it in."""
+        try:
+            self._browsers.check(request)
+            if not _is_public(request):
+                caller = await identify(request)
+                _check_scope(request, caller)
+                await _check_rate(request, caller)
+        except HttpProblem as problem:
+            return problem
+        except FarmError as error:
+            return problem_of(error)
+        return None
+
+
+def needed_scope(method: str, path: str) -> KeyScope:
+    """Return the scope that a request needs; what is the operator's alone asks for more by itself."""
+    if path == "/metrics":
+        return "metrics"
+    return "read" if method in _SAFE_METHODS or path in _READING_POSTS else "submit"
+
+
+def _is_public(request: Request) -> bool:
+    path = request.url.path
+    return request.method in _SAFE_METHODS and (path in _PUBLIC or path.startswith(_PAGE_FILES))
+
+
+def _check_scope(request: Request, caller: Caller) -> None:
+    needed = needed_scope(request.method, request.url.path)
+    if needed not in caller.scopes:
+        raise HttpProblem(FORBIDDEN, f"the key lacks the scope `{needed}`; it has {', '.join(sorted(caller.scopes))}")
+
+
+async def _check_rate(request: Request, caller: Caller) -> None:
+    if caller.opened_by is None:
+        return
+    farm: Parts = request.app.state.parts
+    wait_s = await run_in_threadpool(farm.keyring.use, caller.opened_by)
+    if wait_s > 0:
+        seconds = math.ceil(wait_s)
+        detail = f"the key has used up its requests of a minute; the next comes free in {seconds} s"
+        raise HttpProblem(TOO_MANY_REQUESTS, detail, headers={"Retry-After": str(seconds)})
