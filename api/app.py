@@ -65,7 +65,9 @@ def create_app(settings: Settings) -> FastAPI:
         try:
             yield
         finally:
+            farm.watcher.close()
             chores.stop()
+            farm.watcher.join()
             http_metrics.registry.unregister(collector)
             farm.celery.close()
             farm.ledger.close()

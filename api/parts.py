@@ -11,6 +11,7 @@ from celery import Celery
 from fastapi import Depends, Request
 
 from api.keyring import Keyring, OpenedBy
+from api.watching import Watcher
 from api.webhooks.sending import Sender
 from farm.catalog import Catalog, load_catalog
 from farm.ledger import Ledger
@@ -33,6 +34,7 @@ class Parts:
     settings: Settings
     catalog: Catalog
     ledger: Ledger
+    watcher: Watcher
     keyring: Keyring
     celery: Celery
     store: Store
@@ -53,6 +55,7 @@ def build_parts(
         settings=settings,
         catalog=load_catalog(settings.catalog_file),
         ledger=ledger,
+        watcher=Watcher(ledger),
         keyring=Keyring(ledger, keys),
         celery=make_celery(settings),
         store=Store.connect(settings),

@@ -9,21 +9,20 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from itertools import islice
 from typing import Final
 
 from farm.errors import IdempotencyConflict, JobCancelled, LedgerDown, QueueFull, UnknownJob
 from farm.expand import locate, unit_of
 from farm.jobs import Entry, ExpandedJob, Header, Hint, Unit, UrgentHint, Watch
+from farm.ledger.changes import Changes
 from farm.ledger.chores import Chores
-from farm.ledger.codec import decode_entry, decode_header, encode_entries, encode_header
+from farm.ledger.codec import decode_entry, encode_entries, encode_header
 from farm.ledger.connection import PREFIX, Connection, translate_outage
 from farm.ledger.keys import Keys
 from farm.ledger.overview import Overview
 from farm.ledger.previews import Previews
 from farm.ledger.records import ImageStatus, JobStatus, Opened
-from farm.ledger.reports import Reports
 from farm.ledger.servers import Servers
 from farm.ledger.tenants import Tenants
 from farm.settings import Settings
@@ -37,7 +36,7 @@ _SUSPECT_AFTER_DEATHS: Final = 2
 _MAX_REASON_CHARS: Final = 2000
 
 
-class Ledger(Reports, Servers, Tenants, Chores, Previews, Overview, Keys):
+class Ledger(Changes, Servers, Tenants, Chores, Previews, Overview, Keys):
     """Progress of every job, in Redis.
 
     Any number of processes may use it at once. All methods raise LedgerDown while Redis does not answer; repeating a
@@ -54,7 +53,7 @@ class Ledger(Reports, Servers, Tenants, Chores, Previews, Overview, Keys):
         idempotency_expiry_s: int,
         keep_jobs_s: float,
     ) -> None:
-        Reports.__init__(self, connection)
+        Changes.__init__(self, connection)
         Servers.__init__(self, connection, alive_s=lease_s)
         Tenants.__init__(self, connection)
         Keys.__init__(self, connection)
@@ -64,7 +63,6 @@ class Ledger(Reports, Servers, Tenants, Chores, Previews, Overview, Keys):
         self._lease_s = lease_s
         self._max_attempts = max_attempts
         self._idempotency_expiry_s = idempotency_expiry_s
-        self._decode_header = lru_cache(maxsize=256)(decode_header)
 
     @classmethod
     def connect(
