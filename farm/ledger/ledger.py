@@ -17,6 +17,7 @@ from farm.expand import locate, unit_of
 from farm.jobs import Entry, ExpandedJob, Header, Hint, Unit, UrgentHint, Watch
 from farm.ledger.changes import Changes
 from farm.ledger.chores import Chores
+from farm.ledger.clients import Clients
 from farm.ledger.codec import decode_entry, encode_entries, encode_header
 from farm.ledger.connection import PREFIX, Connection, translate_outage
 from farm.ledger.keys import Keys
@@ -36,7 +37,7 @@ _SUSPECT_AFTER_DEATHS: Final = 2
 _MAX_REASON_CHARS: Final = 2000
 
 
-class Ledger(Changes, Servers, Tenants, Chores, Previews, Overview, Keys):
+class Ledger(Changes, Servers, Tenants, Chores, Previews, Overview, Keys, Clients):
     """Progress of every job, in Redis.
 
     Any number of processes may use it at once. All methods raise LedgerDown while Redis does not answer; repeating a
@@ -57,6 +58,7 @@ class Ledger(Changes, Servers, Tenants, Chores, Previews, Overview, Keys):
         Servers.__init__(self, connection, alive_s=lease_s)
         Tenants.__init__(self, connection)
         Keys.__init__(self, connection)
+        Clients.__init__(self, connection)
         Overview.__init__(self, connection)
         Chores.__init__(self, connection, keep_jobs_s=keep_jobs_s)
         Previews.__init__(self, connection)
