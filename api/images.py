@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Final
 from urllib.parse import urlencode
 
@@ -11,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.callers import OWN_JOB_PROBLEMS, OwnJob
 from api.parts import Farm, Parts
 from api.problems import UNKNOWN_IMAGE, documented
-from api.schemas import Image, ImagePage
+from api.schemas import Image, ImageInFull, ImagePage
 from farm.jobs import Header, UnitState
 from farm.ledger import ImageStatus
+from farm.recipes import job_of_picture
 from farm.storage import object_key, thumbnail_key, upscaled_key
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/images", tags=["jobs"])
@@ -48,10 +50,25 @@ def list_images(farm: Farm, job: OwnJob, query: Annotated[ImagesQuery, Query()])
     )
 
 
-@router.get("/{index}", response_model=Image, responses=documented(UNKNOWN_IMAGE, *OWN_JOB_PROBLEMS))
-def get_image(farm: Farm, job: OwnJob, index: Index) -> Image:
-    """Tell where one image of a job is."""
-    return _image(farm, job.header, farm.ledger.image(job.header.id, index))
+@router.get("/{index}", response_model=ImageInFull, responses=documented(UNKNOWN_IMAGE, *OWN_JOB_PROBLEMS))
+def get_image(farm: Farm, job: OwnJob, index: Index) -> ImageInFull:
+    """Tell where one image of a job is, and what asks for it again."""
+    header = job.header
+    image = _image(farm, header, farm.ledger.image(header.id, index))
+    (entry,) = farm.ledger.entries(header.id, image.prompt_index, image.prompt_index)
+    # A row may have left the catalog since; a job for it would be refused in any case.
+    loras = farm.catalog.row(header.model).loras if header.model in farm.catalog else ()
+    again = job_of_picture(replace(entry, seed=image.seed), model=header.model, model_loras=loras)
+    again |= {
+        "output": header.output.model_dump(mode="json", exclude_defaults=True),
+        "reproducibility": header.reproducibility.value,
+    }
+    name = None if image.key is None else image.key.removeprefix("jobs/").replace("/", "_")
+    return ImageInFull(
+        **image.model_dump(),
+        download_url=None if image.key is None else farm.store.presigned_url(image.key, save_as=name),
+        again=again,
+    )
 
 
 @router.delete(

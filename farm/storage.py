@@ -29,6 +29,7 @@ _EXTENSIONS: Final[dict[ImageFormat, str]] = {"png": "png", "jpeg": "jpg", "webp
 
 _PART_BYTES: Final = 8 * 1024 * 1024
 """Of a large object: what a write holds in memory. S3 takes 10,000 parts, hence objects of up to 80 GB."""
+_PIECE_BYTES: Final = 256 * 1024  # of an object that is read bit by bit
 _DELETED_PER_CALL: Final = 1000  # S3's own limit
 
 _MISSING: Final = frozenset({"404", "NoSuchKey", "NoSuchBucket", "NotFound"})
@@ -76,6 +77,11 @@ def job_prefix(job: str) -> str:
 def manifest_key(job: str) -> str:
     """Return the key of the list of its images, written when it has ended: `jobs/<job>/manifest.jsonl`."""
     return f"{job_prefix(job)}manifest.jsonl"
+
+
+def grid_key(job: str, image_format: ImageFormat) -> str:
+    """Return the key of the picture of all its images, where one was asked for: `jobs/<job>/grid.<extension>`."""
+    return f"{job_prefix(job)}grid.{_EXTENSIONS[image_format]}"
 
 
 def content_key(content_hash: str) -> str:
@@ -208,6 +214,18 @@ class Store:
             with body:
                 return bytes(body.read())
 
+    def pieces(self, key: str) -> Iterator[bytes]:
+        """Yield an object's bytes piece by piece, in bounded memory; raises NoSuchObject when there is none."""
+        with _translated(key):
+            try:
+                body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
+            except ClientError as error:
+                if _code(error) in _MISSING:
+                    raise NoSuchObject(f"the storage has nothing under {key}") from error
+                raise
+            with body:
+                yield from body.iter_chunks(_PIECE_BYTES)
+
     def read_start(self, key: str, num_bytes: int) -> bytes:
         """Return the first `num_bytes` of an object, or all of a shorter one; raises NoSuchObject."""
         with _translated(key):
@@ -235,10 +253,14 @@ class Store:
         """Yield the keys that start with `prefix`, in order."""
         return (found.key for found in self.objects(prefix))
 
-    def objects(self, prefix: str = "") -> Iterator[StoredObject]:
-        """Yield the objects whose keys start with `prefix`, in order of their keys; none where there is no bucket."""
+    def objects(self, prefix: str = "", *, after: str = "") -> Iterator[StoredObject]:
+        """Yield the objects whose keys start with `prefix`, in order of their keys; none where there is no bucket.
+
+        With `after` only those whose keys come later than this one.
+        """
+        wanted = {"Bucket": self._bucket, "Prefix": prefix} | ({"StartAfter": after} if after else {})
         with _translated(f"keys under {prefix!r}"):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
+            pages = self._client.get_paginator("list_objects_v2").paginate(**wanted)
             try:
                 for page in pages:
                     for item in page.get("Contents", ()):
@@ -256,17 +278,19 @@ class Store:
                 first = refused[0]
                 raise StorageDown(f"the storage did not delete {first['Key']}: {first.get('Message', 'no reason')}")
 
-    def presigned_url(self, key: str) -> str:
-        """Return a URL by which anybody may GET the object for `url_expiry_s` seconds.
+    def presigned_url(self, key: str, *, save_as: str | None = None, expiry_s: int | None = None) -> str:
+        """Return a URL by which anybody may GET the object for `expiry_s` seconds, by default `url_expiry_s`.
 
-        Its host is the public endpoint's, if one is set. No I/O: the object need not exist yet.
+        S3 signs for a week at most. Its host is the public endpoint's, if one is set. A browser shows the object, or saves it under the name
+        `save_as`, which must be ASCII without quotes. No I/O: the object need not exist yet.
         """
+        wanted = {"Bucket": self._bucket, "Key": key}
+        if save_as is not None:
+            wanted["ResponseContentDisposition"] = f'attachment; filename="{save_as}"'
         with _translated(key):
             return str(
                 self._signer.generate_presigned_url(
-                    "get_object",
-                    Params={"Bucket": self._bucket, "Key": key},
-                    ExpiresIn=self._url_expiry_s,
+                    "get_object", Params=wanted, ExpiresIn=self._url_expiry_s if expiry_s is None else expiry_s
                 )
             )
 

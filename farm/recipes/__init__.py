@@ -3,7 +3,7 @@
 API, worker and command line agree on it here. Encoding pixels is the worker's business.
 """
 
-from farm.recipes.again import job_of_infotext, job_of_recipe
+from farm.recipes.again import job_of_infotext, job_of_picture, job_of_recipe
 from farm.recipes.files import NoRecipe, exif_of, read_infotext_of, read_recipe, text_chunks_of
 from farm.recipes.infotext import Infotext, infotext, read_infotext
 from farm.recipes.recipe import RECIPE_VERSION, FileKind, Recipe, told_of
@@ -17,6 +17,7 @@ __all__ = [
     "exif_of",
     "infotext",
     "job_of_infotext",
+    "job_of_picture",
     "job_of_recipe",
     "read_infotext",
     "read_infotext_of",

@@ -10,6 +10,7 @@ from farm.jobs import EXACT
 from farm.recipes.infotext import ACCELERATION_LABELS, HIRES_UPSCALERS, Infotext
 
 if TYPE_CHECKING:
+    from farm.jobs import Picture
     from farm.prompts import Lora
     from farm.recipes.recipe import Recipe
 
@@ -22,39 +23,49 @@ def job_of_recipe(recipe: Recipe, *, model_loras: Sequence[Lora] = ()) -> dict[s
 
     `model_loras` are those that the catalog gives every image of the model: the recipe names them, the job must not.
     """
-    loras = _loras(recipe, model_loras)
-    # A prompt of tags alone is empty without them, and no job takes an empty one.
-    tags = [] if recipe.prompt else [f"<lora:{name}:{weight:.{_DIGITS}f}>" for name, weight in loras.items()]
-    body: dict[str, Any] = {
-        "model": recipe.model,
-        "prompts": [recipe.prompt or " ".join(tags)],
-        "negative_prompt": recipe.negative_prompt,
-        "seed": recipe.seed,
-        "num_inference_steps": recipe.num_inference_steps,
-        "guidance_scale": recipe.guidance_scale,
-        "scheduler": recipe.scheduler,
-        "width": recipe.width,
-        "height": recipe.height,
-        "clip_skip": recipe.clip_skip,
+    return {
+        **job_of_picture(recipe, model=recipe.model, model_loras=model_loras),
         "reproducibility": "invariant",
         "output": recipe.output.model_dump(mode="json", exclude_defaults=True),
     }
-    if recipe.true_cfg_scale != 1:
-        body["true_cfg_scale"] = recipe.true_cfg_scale
+
+
+def job_of_picture(picture: Picture, *, model: str, model_loras: Sequence[Lora] = ()) -> dict[str, Any]:
+    """Return the job of one image that asks for `picture` again, its files left to the defaults.
+
+    `model_loras` are those that the catalog gives every image of the model: the picture has them, the job must not.
+    """
+    loras = _loras(picture, model_loras)
+    # A prompt of tags alone is empty without them, and no job takes an empty one.
+    tags = [] if picture.prompt else [f"<lora:{name}:{weight:.{_DIGITS}f}>" for name, weight in loras.items()]
+    body: dict[str, Any] = {
+        "model": model,
+        "prompts": [picture.prompt or " ".join(tags)],
+        "negative_prompt": picture.negative_prompt,
+        "seed": picture.seed,
+        "num_inference_steps": picture.num_inference_steps,
+        "guidance_scale": picture.guidance_scale,
+        "scheduler": picture.scheduler,
+        "width": picture.width,
+        "height": picture.height,
+        "clip_skip": picture.clip_skip,
+    }
+    if picture.true_cfg_scale != 1:
+        body["true_cfg_scale"] = picture.true_cfg_scale
     if loras and not tags:
         body["loras"] = [{"name": name, "weight": weight} for name, weight in loras.items()]
-    if recipe.image:
-        body |= {"image": recipe.image, "strength": recipe.strength}
-    if recipe.mask_image:
-        body["mask_image"] = recipe.mask_image
-    if recipe.controlnets:
-        body["controlnets"] = [net._asdict() for net in recipe.controlnets]
-    if recipe.acceleration != EXACT:
-        body["acceleration"] = recipe.acceleration._asdict()
-    if (hires := recipe.hires) is not None:
+    if picture.image:
+        body |= {"image": picture.image, "strength": picture.strength}
+    if picture.mask_image:
+        body["mask_image"] = picture.mask_image
+    if picture.controlnets:
+        body["controlnets"] = [net._asdict() for net in picture.controlnets]
+    if picture.acceleration != EXACT:
+        body["acceleration"] = picture.acceleration._asdict()
+    if (hires := picture.hires) is not None:
         body["hires"] = {
             # The job asks for a factor, and sides are rounded to what the model renders: this one rounds to both.
-            "scale": (hires.width + hires.height) / (recipe.width + recipe.height),
+            "scale": (hires.width + hires.height) / (picture.width + picture.height),
             "strength": hires.strength,
             "num_inference_steps": hires.num_inference_steps,
             "upscaler": hires.upscaler,
@@ -62,9 +73,9 @@ def job_of_recipe(recipe: Recipe, *, model_loras: Sequence[Lora] = ()) -> dict[s
     return body
 
 
-def _loras(recipe: Recipe, model_loras: Sequence[Lora]) -> dict[str, float]:
-    """Return what a job must ask for, by name: the recipe's LoRAs less what the model brings along."""
-    weights = {lora.name: lora.weight for lora in recipe.loras}
+def _loras(picture: Picture, model_loras: Sequence[Lora]) -> dict[str, float]:
+    """Return what a job must ask for, by name: the picture's LoRAs less what the model brings along."""
+    weights = {lora.name: lora.weight for lora in picture.loras}
     for lora in model_loras:
         weights[lora.name] = round(weights.get(lora.name, 0.0) - lora.weight, _DIGITS)
     return {name: weight for name, weight in weights.items() if weight}

@@ -1,0 +1,362 @@
+// A job's images as a contact sheet. However many there are, only those in sight are asked for and drawn.
+
+import { get } from "./api.js";
+import { attribute, h, put, text } from "./dom.js";
+import { count } from "./format.js";
+import { smallest, stillGood } from "./peek.js";
+
+const PAGE = 100; // images of one question
+const CHAPTER = 100_000; // images on one sheet: browsers end at some ten million pixels of height
+const CAPTION_PX = 24;
+const GAP_PX = 14;
+const OVERSCAN_ROWS = 2;
+const AGAIN_MS = 900; // at the soonest, the same page
+const SIZES = { small: 92, medium: 148, large: 232 };
+const SIZE_KEY = "farm.gallery";
+
+/** Make a gallery of a job; `signal` ends it. */
+export class Gallery {
+  constructor(job, signal) {
+    this.job = job;
+    this.signal = signal;
+    this.images = new Map(); // by index, of the pages that were asked for
+    this.pages = new Map(); // by number: {at, isBusy, isStale}
+    this.cells = new Map(); // by index, in sight
+    this.previews = new Map(); // by index: {picture, step, steps}
+    this.first = 0; // of the chapter
+    this.current = 0; // where the keyboard is
+    this.size = SIZES[saved()] ? saved() : "medium";
+    this.sheet = h("div", {
+      class: "sheet",
+      role: "list",
+      "aria-label": `Images of this job`,
+      on: { keydown: (event) => this.#onKey(event), focusin: (event) => this.#onFocus(event) },
+    });
+    this.sheet.addEventListener("error", (event) => this.#onBroken(event), { capture: true, signal });
+    this.notice = h("p", { class: "notice-inline", hidden: true });
+    this.element = h("div", { class: "gallery" }, this.#tools(), this.notice, this.sheet);
+    const soon = () => this.#soon();
+    addEventListener("scroll", soon, { signal, passive: true });
+    addEventListener("resize", soon, { signal });
+    new ResizeObserver(soon).observe(this.element);
+  }
+
+  // -- what others tell
+
+  /** Take the job as it stands now. */
+  update(job) {
+    this.job = job;
+    for (const [index] of this.previews) {
+      if (this.images.get(index)?.state === "stored") this.previews.delete(index);
+    }
+    this.#soon();
+  }
+
+  /** An image has another state. */
+  changed({ index, state }) {
+    const page = this.pages.get(Math.floor(index / PAGE));
+    if (page) page.isStale = true;
+    const image = this.images.get(index);
+    if (image && image.state !== "stored") image.state = state === "stored" ? image.state : state;
+    this.#soon();
+  }
+
+  /** A picture of one that is being rendered. */
+  preview({ index, step, steps, image, jpeg }) {
+    const picture = image ?? jpeg;
+    const source = picture && (picture.startsWith("data:") ? picture : `data:image/jpeg;base64,${picture}`);
+    this.previews.set(index, { step, steps, picture: source ?? this.previews.get(index)?.picture });
+    const cell = this.cells.get(index);
+    if (cell) this.#fill(cell, index);
+  }
+
+  /** Nobody tells of single images: what is in sight and not settled is asked for again. */
+  lookAgain() {
+    for (const number of this.#pagesInSight()) {
+      const page = this.pages.get(number);
+      if (page && !this.#isSettled(number)) page.isStale = true;
+    }
+    this.#soon();
+  }
+
+  /** What is known of an image; undefined when it was not asked for. */
+  known(index) {
+    return this.images.get(index);
+  }
+
+  // -- what is in sight
+
+  #tools() {
+    const sizes = Object.keys(SIZES).map((name) =>
+      h(
+        "button",
+        { type: "button", class: "segment", "aria-pressed": String(name === this.size), on: { click: () => this.#resize(name, sizes) } },
+        name,
+      ),
+    );
+    this.jump = h("input", { type: "number", min: 0, max: this.job.total - 1, inputmode: "numeric", placeholder: "image no.", "aria-label": "Go to image number" });
+    const form = h("form", { class: "jump", on: { submit: (event) => this.#onJump(event) } }, this.jump);
+    this.chapters = h("select", { "aria-label": "Which images", on: { change: () => this.#turnTo(Number(this.chapters.value)) } });
+    const count_ = Math.ceil(this.job.total / CHAPTER);
+    put(
+      this.chapters,
+      Array.from({ length: count_ }, (_, i) =>
+        h("option", { value: i * CHAPTER }, `${count(i * CHAPTER)} to ${count(Math.min(this.job.total, (i + 1) * CHAPTER) - 1)}`),
+      ),
+    );
+    return h(
+      "div",
+      { class: "gallery-tools" },
+      h("div", { class: "segments", role: "group", "aria-label": "Size of pictures" }, sizes),
+      count_ > 1 && this.chapters,
+      this.job.total > 24 && form,
+    );
+  }
+
+  #resize(name, buttons) {
+    this.size = name;
+    for (const each of buttons) attribute(each, "aria-pressed", String(each.textContent === name));
+    try {
+      localStorage.setItem(SIZE_KEY, name);
+    } catch {
+      // Not kept: the next visit starts with the usual size.
+    }
+    this.#forgetCells();
+    this.#soon();
+  }
+
+  #onJump(event) {
+    event.preventDefault();
+    const index = Number(this.jump.value);
+    if (this.jump.value !== "" && Number.isInteger(index) && index >= 0 && index < this.job.total) this.goTo(index);
+  }
+
+  #turnTo(first) {
+    this.first = first;
+    this.chapters.value = String(first);
+    this.current = first;
+    this.#forgetCells();
+    this.#soon();
+  }
+
+  /** Bring an image into sight, and the keyboard to it. */
+  goTo(index, { focus = true } = {}) {
+    const chapter = Math.floor(index / CHAPTER) * CHAPTER;
+    if (chapter !== this.first) this.#turnTo(chapter);
+    this.current = index;
+    const { columns, row } = this.#measure();
+    const top = this.sheet.getBoundingClientRect().top + scrollY + Math.floor((index - this.first) / columns) * row;
+    const isInSight = top > scrollY + 60 && top + row < scrollY + innerHeight;
+    if (!isInSight) scrollTo({ top: Math.max(0, top - innerHeight / 3), behavior: "instant" });
+    this.#draw();
+    if (focus) this.cells.get(index)?.firstChild.focus({ preventScroll: true });
+  }
+
+  get #length() {
+    return Math.min(CHAPTER, this.job.total - this.first);
+  }
+
+  #measure() {
+    const width = this.sheet.clientWidth || 1;
+    const columns = Math.max(2, Math.floor((width + GAP_PX) / (SIZES[this.size] + GAP_PX)));
+    const cell = (width - GAP_PX * (columns - 1)) / columns;
+    return { columns, cell, row: cell + CAPTION_PX + GAP_PX };
+  }
+
+  #window() {
+    const { columns, cell, row } = this.#measure();
+    const above = -this.sheet.getBoundingClientRect().top;
+    const firstRow = Math.max(0, Math.floor(above / row) - OVERSCAN_ROWS);
+    const lastRow = Math.ceil((above + innerHeight) / row) + OVERSCAN_ROWS;
+    const from = this.first + Math.min(this.#length, firstRow * columns);
+    const to = this.first + Math.min(this.#length, Math.max(0, lastRow) * columns);
+    return { columns, cell, row, from, to };
+  }
+
+  #pagesInSight() {
+    const { from, to } = this.#window();
+    if (to <= from) return [];
+    const [first, last] = [Math.floor(from / PAGE), Math.floor((to - 1) / PAGE)];
+    return Array.from({ length: last - first + 1 }, (_, i) => first + i);
+  }
+
+  #soon() {
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = null;
+      if (!this.signal.aborted && this.element.isConnected) this.#draw();
+    });
+  }
+
+  #forgetCells() {
+    for (const cell of this.cells.values()) cell.remove();
+    this.cells.clear();
+  }
+
+  #draw() {
+    const { columns, cell, row, from, to } = this.#window();
+    const rows = Math.ceil(this.#length / columns);
+    this.sheet.style.height = `${Math.max(0, rows * row - GAP_PX)}px`;
+    for (const [index, node] of this.cells) {
+      if (index < from || index >= to) {
+        if (node.contains(document.activeElement)) continue; // the keyboard stays where it is
+        node.remove();
+        this.cells.delete(index);
+      }
+    }
+    if (this.current < from || this.current >= to) this.current = Math.min(from, this.first + this.#length - 1);
+    for (let index = from; index < to; index++) {
+      let node = this.cells.get(index);
+      if (!node) {
+        node = makeCell(this.job.id, index, this.job.total);
+        this.cells.set(index, node);
+        // In the order of their numbers, for readers that follow the document.
+        const next = this.cells.get(index + 1);
+        this.sheet.insertBefore(node, next ?? null);
+      }
+      const at = index - this.first;
+      const place = `translate(${(at % columns) * (cell + GAP_PX)}px, ${Math.floor(at / columns) * row}px)`;
+      if (node.place !== place || node.cellWidth !== cell) {
+        node.style.transform = place;
+        node.style.width = `${cell}px`;
+        [node.place, node.cellWidth] = [place, cell];
+      }
+      this.#fill(node, index);
+    }
+    for (const number of this.#pagesInSight()) this.#ask(number);
+  }
+
+  #fill(node, index) {
+    const image = this.images.get(index);
+    node.show(image, this.previews.get(index));
+    node.firstChild.tabIndex = index === this.current ? 0 : -1;
+  }
+
+  // -- questions
+
+  async #ask(number) {
+    const page = this.pages.get(number) ?? { at: 0, isBusy: false, isStale: true };
+    this.pages.set(number, page);
+    const wait = page.at + AGAIN_MS - Date.now();
+    if (page.isBusy || !page.isStale) return;
+    if (wait > 0) {
+      this.timer ??= setTimeout(() => {
+        this.timer = null;
+        this.#soon();
+      }, wait);
+      return;
+    }
+    Object.assign(page, { isBusy: true, isStale: false, at: Date.now() });
+    try {
+      const { data } = await get(`v1/jobs/${this.job.id}/images?offset=${number * PAGE}&limit=${PAGE}`, this.signal);
+      for (const image of data) this.#learn(image);
+    } catch {
+      page.isStale = true; // the banner tells why; the next round asks again
+    } finally {
+      page.isBusy = false;
+    }
+    this.#soon();
+  }
+
+  #learn(image) {
+    const before = this.images.get(image.index);
+    const shown = stillGood(before?.shown) ?? smallest(image);
+    this.images.set(image.index, { ...image, shown, isTriedAgain: before?.isTriedAgain });
+    if (image.state === "stored") this.previews.delete(image.index);
+  }
+
+  /** A picture did not load: its link may have run out, or the store is out of this browser's reach. */
+  #onBroken(event) {
+    const index = Number(event.target.closest("[data-index]")?.dataset.index);
+    const image = this.images.get(index);
+    if (!image?.shown) return;
+    if (!image.isTriedAgain) {
+      Object.assign(image, { shown: null, isTriedAgain: true });
+      this.changed({ index, state: image.state });
+      return;
+    }
+    text(this.notice, `Pictures lie at ${new URL(image.shown).origin}, which this browser cannot reach. Its operator sets that address with FARM_S3_PUBLIC_ENDPOINT.`);
+    this.notice.hidden = false;
+  }
+
+  #isSettled(number) {
+    const end = Math.min(this.job.total, (number + 1) * PAGE);
+    for (let index = number * PAGE; index < end; index++) {
+      const state = this.images.get(index)?.state;
+      if (!state || state === "queued" || state === "rendering") return false;
+    }
+    return true;
+  }
+
+  // -- the keyboard
+
+  #onFocus(event) {
+    const cell = event.target.closest("[data-index]");
+    if (cell) this.current = Number(cell.dataset.index);
+  }
+
+  #onKey(event) {
+    const { columns } = this.#measure();
+    const screen = columns * Math.max(1, Math.floor(innerHeight / this.#measure().row) - 1);
+    const steps = {
+      ArrowLeft: -1,
+      ArrowRight: 1,
+      ArrowUp: -columns,
+      ArrowDown: columns,
+      PageUp: -screen,
+      PageDown: screen,
+      Home: -Infinity,
+      End: Infinity,
+    };
+    const by = steps[event.key];
+    if (by === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    const last = this.first + this.#length - 1;
+    this.goTo(Math.max(this.first, Math.min(last, this.current + by)));
+    for (const [index, node] of this.cells) node.firstChild.tabIndex = index === this.current ? 0 : -1;
+  }
+}
+
+const WORDS = { queued: "waits", rendering: "is being rendered", failed: "failed", cancelled: "cancelled" };
+
+function makeCell(job, index, total) {
+  const picture = h("img", { alt: "", decoding: "async", hidden: true });
+  const word = h("span", { class: "word" });
+  const step = h("i", { class: "step", hidden: true });
+  const frame = h("span", { class: "frame" }, picture, word, step);
+  const seed = h("span", { class: "seed" });
+  const link = h("a", { href: `#/jobs/${job}/${index}`, tabIndex: -1 }, frame);
+  const cell = h(
+    "div",
+    { class: "cell", role: "listitem", "data-index": index, "aria-posinset": index + 1, "aria-setsize": total },
+    link,
+    h("span", { class: "caption", "aria-hidden": "true" }, h("span", {}, count(index)), seed),
+  );
+  picture.addEventListener("load", () => picture.classList.add("is-there"));
+  picture.addEventListener("error", () => attribute(cell, "data-broken", true));
+  cell.show = (image, preview) => {
+    const state = image?.state ?? "unknown";
+    attribute(cell, "data-state", state);
+    const source = state === "stored" ? image.shown : state === "rendering" ? (preview?.picture ?? null) : null;
+    picture.hidden = !source;
+    if (source && picture.getAttribute("src") !== source) {
+      attribute(cell, "data-broken", null);
+      picture.src = source;
+    }
+    const share = state === "rendering" && preview?.steps ? preview.step / preview.steps : null;
+    step.hidden = share === null;
+    if (share !== null) step.style.setProperty("--share", share);
+    text(word, state === "failed" ? "failed" : state === "cancelled" ? "cancelled" : "");
+    text(seed, image ? image.seed : "");
+    attribute(link, "aria-label", image ? `Image ${index}, ${WORDS[state] ?? image.prompt}` : `Image ${index}`);
+    attribute(link, "title", image ? (image.error ?? image.prompt) : null);
+  };
+  return cell;
+}
+
+function saved() {
+  try {
+    return localStorage.getItem(SIZE_KEY);
+  } catch {
+    return null;
+  }
+}

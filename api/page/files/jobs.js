@@ -1,0 +1,211 @@
+// The jobs: a list that keeps itself fresh, filtered by state and by what is typed.
+
+import { get } from "./api.js";
+import { button, h, keyed, put, text } from "./dom.js";
+import { count, counted, percent, since } from "./format.js";
+import { every, isFinal, listen } from "./live.js";
+import { inWords, outlook, pace, progressBar, stateMark } from "./progress.js";
+import { isSmall, peek } from "./peek.js";
+import { farm, pulse } from "./pulse.js";
+import { farmPanel } from "./panel.js";
+
+const PAGE = 50;
+const MOST = 500; // what the API lists at once
+const STATES = ["rendering", "queued", "paused", "done", "failed", "cancelled"];
+
+/** Show the jobs in `root` until `signal` is aborted. */
+export function jobsView(root, { title, signal }) {
+  let jobs = null;
+  let hasMore = false;
+  let limit = PAGE;
+  let refresh = new AbortController();
+
+  const search = h("input", {
+    type: "search",
+    id: "search",
+    placeholder: "Filter by prompt, model, label",
+    "aria-label": "Filter jobs",
+    "aria-keyshortcuts": "/",
+    on: { input: show },
+  });
+  const state = h(
+    "select",
+    { "aria-label": "State of jobs", on: { change: restart } },
+    h("option", { value: "" }, "every state"),
+    STATES.map((name) => h("option", { value: name }, name)),
+  );
+  const lists = h("div", { class: "job-lists" });
+  const groups = [group("Under way"), group("Ended")];
+  const older = button("Older jobs", {
+    kind: "quiet",
+    press: () => {
+      limit = Math.min(MOST, limit + PAGE);
+      restart();
+    },
+  });
+  put(
+    root,
+    h(
+      "div",
+      { class: "home" },
+      h(
+        "section",
+        { class: "jobs", "aria-label": "Jobs" },
+        h("div", { class: "tools" }, h("h1", {}, "Jobs"), h("div", { class: "filters" }, search, state)),
+        lists,
+      ),
+      farmPanel(signal),
+    ),
+  );
+
+  function restart() {
+    refresh.abort();
+    refresh = new AbortController();
+    const both = AbortSignal.any([signal, refresh.signal]);
+    every(2000, () => load(both), both);
+  }
+
+  async function load(both) {
+    const wanted = new URLSearchParams({ limit, ...(state.value && { state: state.value }) });
+    const page = await get(`v1/jobs?${wanted}`, both);
+    jobs = page.data;
+    hasMore = page.has_more;
+    show();
+  }
+
+  function show() {
+    if (jobs === null) return;
+    const found = jobs.filter((job) => matches(job, search.value));
+    const [active, ended] = [found.filter((job) => !isFinal(job)), found.filter(isFinal)];
+    groups[0].show(active.sort(byUrgency), show);
+    groups[1].show(ended, show);
+    older.hidden = !hasMore || limit >= MOST;
+    const isFiltered = search.value !== "" || state.value !== "";
+    const wanted = found.length ? "list" : isFiltered ? "none" : "empty";
+    if (lists.dataset.shows !== wanted) {
+      lists.dataset.shows = wanted;
+      put(lists, { list: [...groups, older], none: nothingFound(), empty: nothingYet() }[wanted]);
+    }
+    const counts = jobs.reduce((sum, job) => (isFinal(job) ? sum : sum + job.counts.rendering + job.counts.queued), 0);
+    title(counts ? `${count(counts)} to go` : "");
+  }
+
+  signal.addEventListener("abort", () => refresh.abort());
+  pulse.addEventListener("models", show, { signal });
+  restart();
+  return { focusSearch: () => search.focus() };
+}
+
+const URGENCY = { rendering: 0, queued: 1, paused: 2 };
+const byUrgency = (a, b) => URGENCY[a.state] - URGENCY[b.state] || b.id.localeCompare(a.id);
+
+function matches(job, wanted) {
+  if (!wanted) return true;
+  const told = [job.id, job.model, job.state, job.tenant, peek(job).prompt, ...Object.entries(job.labels).flat()];
+  const all = told.join(" ").toLocaleLowerCase();
+  return wanted.toLocaleLowerCase().split(/\s+/).every((word) => all.includes(word));
+}
+
+function group(name) {
+  const number = h("span", { class: "faint" });
+  const list = h("ul", { class: "job-list", role: "list" });
+  const section = h("section", { class: "group" }, h("h2", {}, name, " ", number), list);
+  section.show = (jobs, again) => {
+    section.hidden = !jobs.length;
+    text(number, count(jobs.length));
+    keyed(list, jobs, (job) => job.id, makeRow, (row, job) => row.show(job, again));
+  };
+  return section;
+}
+
+function makeRow(job) {
+  const prompt = h("span", { class: "prompt" });
+  const meta = h("span", { class: "meta" });
+  const mark = stateMark();
+  const bar = progressBar("Progress");
+  const done = h("span", { class: "done" });
+  const ahead = h("span", { class: "ahead" });
+  const covers = h("span", { class: "covers", "aria-hidden": "true" });
+  const row = h(
+    "li",
+    {},
+    h(
+      "a",
+      { class: "job-row", href: `#/jobs/${job.id}` },
+      covers,
+      h("span", { class: "what" }, prompt, meta),
+      h("span", { class: "how" }, h("span", { class: "line" }, mark, ahead), bar, h("span", { class: "line" }, done)),
+    ),
+  );
+  row.show = (fresh, again) => {
+    const seen = peek(fresh, again);
+    text(prompt, seen.prompt ?? fresh.id);
+    text(meta, about(fresh));
+    mark.show(fresh);
+    bar.show(fresh);
+    text(ahead, outlook(fresh));
+    text(done, isFinal(fresh) && fresh.state === "done" ? [counted(fresh.total, "image"), pace(fresh)].filter(Boolean).join(" · ") : `${inWords(fresh)} · ${percent(fresh.counts.stored, fresh.total)} %`);
+    showCovers(covers, seen.covers, fresh);
+  };
+  return row;
+}
+
+function about(job) {
+  const more = job.num_prompts > 1 ? `and ${counted(job.num_prompts - 1, "more prompt")}` : null;
+  const labels = Object.entries(job.labels).map(([name, value]) => (value ? `${name}: ${value}` : name));
+  const tenant = job.tenant === "default" ? null : job.tenant;
+  const priority = job.priority === "normal" ? null : job.priority;
+  return [more, job.model, tenant, priority, ...labels, since(job.created_at)].filter(Boolean).join(" · ");
+}
+
+/** Show a first picture, and the others only if they are as light as that. */
+function showCovers(place, covers, job) {
+  const wanted = place.dataset.small ? covers : covers.slice(0, 1);
+  keyed(
+    place,
+    wanted.length ? wanted : [{ index: -1 }],
+    (cover) => cover.index,
+    (cover) =>
+      cover.index < 0
+        ? h("span", { class: "cover blank" })
+        : h("img", {
+            class: "cover",
+            src: cover.url,
+            alt: "",
+            loading: "lazy",
+            decoding: "async",
+            on: {
+              load: ({ target }) => {
+                if (place.dataset.small || !isSmall(target)) return;
+                place.dataset.small = "yes";
+                showCovers(place, peek(job).covers, job);
+              },
+              error: ({ target }) => target.classList.add("broken"),
+            },
+          }),
+    () => {},
+  );
+}
+
+function nothingFound() {
+  return h("p", { class: "empty" }, "No job like that among the newest. Another word, or every state?");
+}
+
+function nothingYet() {
+  const models = farm.models.filter((model) => model.available).map((model) => model.id);
+  const model = models[0] ?? farm.models[0]?.id ?? "scenes";
+  const address = new URL("v1/jobs", document.baseURI).href;
+  return h(
+    "div",
+    { class: "empty" },
+    h("p", { class: "lead" }, "Nothing has been asked of this farm yet."),
+    h("p", {}, "Write a prompt a line, choose how many images of each, and watch them come."),
+    h("p", {}, h("a", { class: "button primary", href: "#/new" }, "Write the first job", h("kbd", {}, "n"))),
+    h("p", { class: "faint" }, "Or from a terminal:"),
+    h(
+      "pre",
+      { tabIndex: 0 },
+      `curl ${address} -H 'Content-Type: application/json' \\\n  -d '{"model": "${model}", "prompts": ["a red heart left of a green house at night"]}'`,
+    ),
+  );
+}

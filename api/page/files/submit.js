@@ -1,0 +1,354 @@
+// The form that writes a job. What it leaves empty is the model's own choice; what it has no field for goes along.
+
+import { Problem, ask } from "./api.js";
+import { attribute, button, h, put, say, text } from "./dom.js";
+import { count, counted, duration, number } from "./format.js";
+import { farm, pulse, refreshModels } from "./pulse.js";
+
+const DRAFT = "farm.draft";
+const SMALL_PX = 512;
+const NUMBERS = ["num_images_per_prompt", "seed", "width", "height", "num_inference_steps", "guidance_scale"];
+const CHOICES = { priority: "normal", reproducibility: "fast" };
+const FORMATS = ["png", "jpeg", "webp", "avif"];
+
+let draft = restored();
+
+/** Fill the form with a job's body, such as the one that makes an image again. */
+export function fillForm(body) {
+  const { prompts, output = {}, ...rest } = body;
+  const own = new Set(["model", "negative_prompt", "scheduler", ...NUMBERS, ...Object.keys(CHOICES)]);
+  const isShown = (name) => own.has(name);
+  draft = {
+    prompts: prompts.map((prompt) => (typeof prompt === "string" ? prompt : prompt.prompt).replaceAll("\n", " ")).join("\n"),
+    ...Object.fromEntries(Object.entries(rest).filter(([name]) => isShown(name)).map(([name, value]) => [name, String(value)])),
+    format: output.format ?? "png",
+    also: {
+      ...Object.fromEntries(Object.entries(rest).filter(([name, value]) => !isShown(name) && !(name === "clip_skip" && value === 0))),
+    },
+    output: Object.fromEntries(Object.entries(output).filter(([name]) => name !== "format" && name !== "thumbnail_px")),
+  };
+  keep();
+}
+
+/** Show the form in `root`. */
+export function submitView(root, { title, signal }) {
+  title("New job");
+  const fields = makeFields();
+  const problem = h("p", { class: "problem", role: "alert", hidden: true });
+  const summary = h("p", { class: "summary" });
+  const preview = h("div", { class: "preview", "aria-live": "polite" });
+  const also = h("div", { class: "also" });
+  const look = button("Preview", { press: showPreview });
+  const go = h("button", { type: "submit", class: "button primary" }, "Render", h("kbd", { "aria-hidden": "true" }, "Ctrl ↵"));
+  const form = h(
+    "form",
+    { class: "job-form", novalidate: true, on: { submit, input: changed, change: changed, keydown: onKey } },
+    h(
+      "div",
+      { class: "words" },
+      fields.prompts.element,
+      fields.negative_prompt.element,
+      also,
+      problem,
+      h("div", { class: "actions" }, go, look, summary),
+      preview,
+    ),
+    h(
+      "div",
+      { class: "knobs" },
+      fields.model.element,
+      h("div", { class: "pair" }, fields.num_images_per_prompt.element, fields.seed.element),
+      h("div", { class: "pair" }, fields.width.element, fields.height.element),
+      h("div", { class: "pair" }, fields.num_inference_steps.element, fields.guidance_scale.element),
+      fields.scheduler.element,
+      h(
+        "details",
+        {},
+        h("summary", {}, "Files, order and reproducibility"),
+        h("div", { class: "pair" }, fields.format.element, fields.priority.element),
+        fields.reproducibility.element,
+        fields.label.element,
+      ),
+    ),
+  );
+  put(root, h("div", { class: "tools" }, h("h1", {}, "New job")), form);
+  if (draft.priority !== "normal" || draft.reproducibility !== "fast" || draft.label) form.querySelector("details").open = true;
+  let repeatable = { body: null, key: null };
+
+  function showModels() {
+    const chosen = fields.model.input.value || draft.model;
+    const models = [...farm.models].sort((a, b) => b.available - a.available || a.id.localeCompare(b.id));
+    put(
+      fields.model.input,
+      models.map((model) => h("option", { value: model.id }, model.available ? model.id : `${model.id} (no worker serves it)`)),
+    );
+    if (models.some((model) => model.id === chosen)) fields.model.input.value = chosen;
+    fitModel();
+  }
+
+  /** Show what the model would choose itself. */
+  function fitModel() {
+    const model = chosenModel();
+    if (!model) return;
+    const { defaults } = model;
+    for (const name of ["width", "height"]) {
+      const { input } = fields[name];
+      attribute(input, "placeholder", defaults[name]);
+      attribute(input, "step", model.size_multiple);
+      attribute(input, "min", model.min_size);
+      attribute(input, "max", model.max_size);
+    }
+    attribute(fields.num_inference_steps.input, "placeholder", defaults.num_inference_steps);
+    attribute(fields.num_inference_steps.input, "max", model.max_steps);
+    attribute(fields.guidance_scale.input, "placeholder", defaults.guidance_scale);
+    const chosen = fields.scheduler.input.value || draft.scheduler || "";
+    put(
+      fields.scheduler.input,
+      h("option", { value: "" }, `${defaults.scheduler} (the model's)`),
+      model.schedulers.filter((name) => name !== defaults.scheduler).map((name) => h("option", { value: name }, name)),
+    );
+    fields.scheduler.input.value = model.schedulers.includes(chosen) && chosen !== defaults.scheduler ? chosen : "";
+    text(fields.model.hint, model.description);
+  }
+
+  const chosenModel = () => farm.models.find((model) => model.id === fields.model.input.value);
+
+  function changed({ target }) {
+    if (target === fields.model.input) fitModel();
+    for (const [name, field] of Object.entries(fields)) draft[name] = field.input.value;
+    keep();
+    const own = Object.values(fields).find((field) => field.input === target);
+    own?.blame(null);
+    summarise();
+  }
+
+  function summarise() {
+    const prompts = lines();
+    const each = Number(fields.num_images_per_prompt.input.value || 1);
+    const total = prompts.length * each;
+    text(summary, prompts.length ? `${counted(prompts.length, "prompt")} × ${count(each)} = ${counted(total, "image")}` : "");
+  }
+
+  const lines = () => fields.prompts.input.value.split("\n").map((line) => line.trim()).filter(Boolean);
+
+  function body() {
+    const model = chosenModel();
+    const size = Math.max(...["width", "height"].map((name) => Number(fields[name].input.value) || model?.defaults[name] || 0));
+    const job = { model: fields.model.input.value, prompts: lines(), ...draft.also };
+    for (const name of NUMBERS) {
+      const given = fields[name].input.value.trim();
+      if (given !== "") job[name] = Number.isNaN(Number(given)) ? given : Number(given);
+    }
+    for (const name of ["negative_prompt", "scheduler"]) {
+      if (fields[name].input.value.trim()) job[name] = fields[name].input.value.trim();
+    }
+    for (const [name, usual] of Object.entries(CHOICES)) {
+      if (fields[name].input.value !== usual) job[name] = fields[name].input.value;
+    }
+    job.output = { ...draft.output, format: fields.format.input.value };
+    // A sheet of large pictures is megabytes a screen; of small ones it is not.
+    if (size > SMALL_PX) job.output.thumbnail_px = 320;
+    if (fields.label.input.value.trim()) job.labels = { name: fields.label.input.value.trim() };
+    return job;
+  }
+
+  async function submit(event) {
+    event.preventDefault();
+    if (go.disabled || !check()) return;
+    const job = body();
+    const written = JSON.stringify(job);
+    // The same job under the same key: a second click, or one after an answer that got lost, makes no second job.
+    if (repeatable.body !== written) repeatable = { body: written, key: newKey() };
+    go.disabled = true;
+    try {
+      const made = await ask("POST", "v1/jobs", { body: job, signal, headers: { "Idempotency-Key": repeatable.key } });
+      say(`The farm has taken a job of ${counted(made.total, "image")}.`);
+      location.hash = `#/jobs/${made.id}`;
+    } catch (error) {
+      blame(error);
+    } finally {
+      go.disabled = false;
+    }
+  }
+
+  /** Say at once what needs no asking. */
+  function check() {
+    clear();
+    const given = lines().length > 0;
+    if (!given) fields.prompts.blame("A prompt a line; there is none yet.");
+    const wrong = Object.values(fields).find((field) => !field.input.validity.valid && field.input.validity.badInput);
+    wrong?.blame("This is no number.");
+    (given ? wrong : fields.prompts)?.input.focus();
+    return given && !wrong;
+  }
+
+  function clear() {
+    problem.hidden = true;
+    for (const field of Object.values(fields)) field.blame(null);
+  }
+
+  /** Show a problem where its field is; what belongs to none above the buttons. */
+  function blame(error) {
+    if (!(error instanceof Problem)) throw error;
+    const homeless = [];
+    let first = null;
+    for (const { field: path, message, choices } of error.errors) {
+      const [name, at] = path.split(".");
+      const field = fields[name === "output" ? "format" : name === "labels" ? "label" : name];
+      const told = choices?.length ? `${message} (${choices.slice(0, 6).join(", ")})` : message;
+      if (field) {
+        field.blame(name === "prompts" && at !== undefined ? `Line ${Number(at) + 1}: ${told}` : told);
+        first ??= field.input;
+      } else {
+        homeless.push(`${path}: ${told}`);
+      }
+    }
+    if (!error.errors.length) homeless.push(error.message);
+    text(problem, homeless.join(" "));
+    problem.hidden = !homeless.length;
+    first?.closest("details")?.setAttribute("open", "");
+    first?.focus();
+  }
+
+  async function showPreview() {
+    if (!check()) return;
+    look.disabled = true;
+    try {
+      put(preview, describe(await ask("POST", "v1/jobs:preview", { body: body(), signal })));
+    } catch (error) {
+      if (error instanceof Problem && (error.status === 404 || error.status === 405)) look.hidden = true;
+      else blame(error);
+    } finally {
+      look.disabled = false;
+    }
+  }
+
+  function onKey(event) {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+  }
+
+  function showAlso() {
+    const names = Object.keys(draft.also ?? {});
+    put(
+      also,
+      names.length > 0 && h("p", { class: "fine" }, "Also sent, as the image had it:"),
+      names.map((name) =>
+        h(
+          "span",
+          { class: "chip" },
+          `${name}: ${JSON.stringify(draft.also[name])}`,
+          h(
+            "button",
+            {
+              type: "button",
+              "aria-label": `Leave out ${name}`,
+              on: {
+                click: () => {
+                  delete draft.also[name];
+                  keep();
+                  showAlso();
+                },
+              },
+            },
+            "×",
+          ),
+        ),
+      ),
+    );
+  }
+
+  for (const [name, field] of Object.entries(fields)) {
+    if (draft[name] !== undefined && field.input.tagName !== "SELECT") field.input.value = draft[name];
+    if (draft[name] && (name in CHOICES || name === "format")) field.input.value = draft[name];
+  }
+  pulse.addEventListener("models", showModels, { signal });
+  showModels();
+  refreshModels(signal).catch(() => {}); // the banner tells
+  showAlso();
+  summarise();
+  fields.prompts.input.focus();
+}
+
+// -- fields
+
+function makeFields() {
+  const of = (name, label, input, hint = "") => makeField(name, label, input, hint);
+  const numeric = (props) => h("input", { type: "number", inputmode: "numeric", autocomplete: "off", ...props });
+  const choice = (values) => h("select", {}, values.map(([value, label]) => h("option", { value }, label ?? value)));
+  return {
+    prompts: of("prompts", "Prompts, one a line", h("textarea", { rows: 9, spellcheck: "true", placeholder: "a red heart left of a green house at night" })),
+    negative_prompt: of("negative_prompt", "Negative prompt", h("textarea", { rows: 2, placeholder: "what should not be there" })),
+    model: of("model", "Model", h("select")),
+    num_images_per_prompt: of("num_images_per_prompt", "Images of each", numeric({ min: 1, placeholder: "1" })),
+    seed: of("seed", "Seed", numeric({ min: -1, placeholder: "drawn" }), "counts up by image"),
+    width: of("width", "Width", numeric()),
+    height: of("height", "Height", numeric()),
+    num_inference_steps: of("num_inference_steps", "Steps", numeric({ min: 1 })),
+    guidance_scale: of("guidance_scale", "Guidance", numeric({ min: 0, max: 100, step: "any", inputmode: "decimal" })),
+    scheduler: of("scheduler", "Scheduler", h("select")),
+    format: of("format", "Format", choice(FORMATS.map((name) => [name]))),
+    priority: of("priority", "Priority", choice([["normal"], ["interactive"], ["bulk"]])),
+    reproducibility: of("reproducibility", "Reproducibility", choice([["fast", "fast: the last bits may differ"], ["invariant", "invariant: always the same bytes"]])),
+    label: of("label", "Name of the job", h("input", { type: "text", maxlength: 256, placeholder: "yours to choose" })),
+  };
+}
+
+function makeField(name, label, input, hint) {
+  const id = `field-${name}`;
+  const note = h("span", { class: "hint", id: `${id}-note` }, hint);
+  attribute(input, "id", id);
+  attribute(input, "name", name);
+  attribute(input, "aria-describedby", note.id);
+  const element = h("div", { class: `field field-${name}` }, h("label", { htmlFor: id }, label), input, note);
+  let isBlamed = false;
+  return {
+    element,
+    input,
+    hint: note,
+    blame(message) {
+      if (message === null && !isBlamed) return;
+      isBlamed = message !== null;
+      text(note, message ?? hint);
+      element.classList.toggle("is-wrong", isBlamed);
+      attribute(input, "aria-invalid", isBlamed ? "true" : null);
+    },
+  };
+}
+
+// -- what a preview tells
+
+function describe(told) {
+  const images = told.total ?? told.num_images;
+  const figures = [
+    images !== undefined && counted(images, "image"),
+    told.num_prompts !== undefined && counted(told.num_prompts, "prompt"),
+    told.eta_s !== undefined && told.eta_s !== null && `done in about ${duration(told.eta_s)}`,
+    told.gpu_s !== undefined && told.gpu_s !== null && `${duration(told.gpu_s)} of GPU time`,
+    told.price !== undefined && told.price !== null && `costs ${number(told.price)}`,
+  ];
+  const prompts = (told.prompts ?? []).map((prompt) => (typeof prompt === "string" ? prompt : prompt.prompt));
+  return [
+    h("p", {}, figures.filter(Boolean).join(" · ")),
+    prompts.length > 0 && h("ol", {}, prompts.map((prompt) => h("li", {}, prompt))),
+  ];
+}
+
+function newKey() {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+function keep() {
+  try {
+    sessionStorage.setItem(DRAFT, JSON.stringify(draft));
+  } catch {
+    // Not kept: a reload begins with an empty form.
+  }
+}
+
+function restored() {
+  try {
+    return { also: {}, ...JSON.parse(sessionStorage.getItem(DRAFT)) };
+  } catch {
+    return { also: {} };
+  }
+}
