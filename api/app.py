@@ -15,6 +15,7 @@ from api import (
     health,
     images,
     jobs,
+    keys,
     manifests,
     metrics,
     models,
@@ -85,12 +86,27 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=_operation_id,
     )
     app.state.metrics = http_metrics
+    app.state.asks_for_keys = settings.auth == "keys"
     app.add_middleware(Gate, settings=settings)
     if cors_origins:
         app.add_middleware(CORSMiddleware, **cors_of(cors_origins))
     app.add_middleware(Observe, metrics=http_metrics)  # the last is the outermost
     problems.install(app)
-    for module in (jobs, one_job, images, manifests, webhooks, uploads, tenants, models, reports, health, metrics, page):
+    for module in (
+        jobs,
+        one_job,
+        images,
+        manifests,
+        webhooks,
+        uploads,
+        tenants,
+        keys,
+        models,
+        reports,
+        health,
+        metrics,
+        page,
+    ):
         app.include_router(module.router)
     app.webhooks.include_router(webhooks.messages)
     app.openapi = openapi.document_of(app, catalog=load_catalog(settings.catalog_file))  # type: ignore[method-assign]

@@ -19,9 +19,21 @@ from api.browsers import Browsers
 from api.callers import Caller, identify
 from api.callers import Scope as KeyScope
 from api.parts import Parts
-from api.problems import FORBIDDEN, TOO_MANY_REQUESTS, HttpProblem, answer, problem_of
+from api.problems import (
+    CROSS_SITE,
+    FORBIDDEN,
+    LEDGER_DOWN,
+    TOO_MANY_REQUESTS,
+    UNAUTHENTICATED,
+    HttpProblem,
+    answer,
+    problem_of,
+)
 from farm.errors import FarmError
 from farm.settings import Settings
+
+ANSWERS: Final = (UNAUTHENTICATED, FORBIDDEN, CROSS_SITE, TOO_MANY_REQUESTS, LEDGER_DOWN)
+"""What a request may be told here, whatever it asks for."""
 
 _PUBLIC: Final = frozenset({"/", "/healthz", "/readyz"})
 _PAGE_FILES: Final = "/page/"
@@ -67,7 +79,7 @@ class Gate:
         """Return why a request may not enter; None lets it in."""
         try:
             self._browsers.check(request)
-            if not _is_public(request):
+            if not is_public(request.method, request.url.path):
                 caller = await identify(request)
                 _check_scope(request, caller)
                 await _check_rate(request, caller)
@@ -85,9 +97,9 @@ def needed_scope(method: str, path: str) -> KeyScope:
     return "read" if method in _SAFE_METHODS or path in _READING_POSTS else "submit"
 
 
-def _is_public(request: Request) -> bool:
-    path = request.url.path
-    return request.method in _SAFE_METHODS and (path in _PUBLIC or path.startswith(_PAGE_FILES))
+def is_public(method: str, path: str) -> bool:
+    """Whether nobody is asked for a key: probes, and the page's files, which hold nothing of anybody's."""
+    return method in _SAFE_METHODS and (path in _PUBLIC or path.startswith(_PAGE_FILES))
 
 
 def _check_scope(request: Request, caller: Caller) -> None:

@@ -56,7 +56,7 @@ class Keys:
         """Return a key, revoked or expired ones too; None for one that was never made."""
         return next(iter(self._keys([key_id])), None)
 
-    def keys(self) -> list[ApiKey]:
+    def api_keys(self) -> list[ApiKey]:
         """Return every key that was ever made, the oldest first."""
         with translate_outage():
             ids = [key_id.decode() for key_id in self._redis.smembers(f"{PREFIX}keys")]
