@@ -17,8 +17,10 @@ from farm.requests import (
     HiresSpec,
     JobSpec,
     LoraSpec,
+    MatrixSpec,
     Output,
     PromptSpec,
+    TemplateSpec,
     WebhookSpec,
 )
 
@@ -191,6 +193,10 @@ def _known_fields(loc: Sequence[object]) -> list[str] | None:
             model = Output
         case ("webhook",):
             model = WebhookSpec
+        case ("template",):
+            model = TemplateSpec
+        case ("matrix",):
+            model = MatrixSpec
         case (*_, "loras", int()):
             model = LoraSpec
         case (*_, "controlnets", int()):

@@ -15,7 +15,7 @@ from typing import Any, Final
 from farm.acceleration import acceleration_of
 from farm.catalog import ModelRow
 from farm.errors import Refused
-from farm.jobs import ControlNet, Entry, ExpandedJob, Header, Hires, Picture, Run, Unit
+from farm.jobs import Axis, ControlNet, Entry, ExpandedJob, Header, Hires, Picture, Run, Unit
 from farm.pictures import check_source, pictures_of
 from farm.prompts import Lora, extract_loras
 from farm.requests import MAX_SEED, ControlNetSpec, HiresSpec, JobSpec, PromptSpec, Reproducibility
@@ -38,12 +38,15 @@ def expand(
     controlnets: Sequence[str] = (),
     input_hosts: Collection[str] = (),
     afterwards: Sequence[str] = (),
+    grid: tuple[Axis, ...] | None = None,
 ) -> ExpandedJob:
     """Resolve `spec` against its catalog row.
 
     `drawn_seed` is the seed of prompts that name none, `controlnets` are those that fit the model, `input_hosts` those
-    that pictures may come from, `afterwards` the chores that the job's end brings. Raises Refused with field, value and
-    choices when a size does not fit the model, a name is unknown, a picture may not be fetched, or a limit is exceeded.
+    that pictures may come from, `afterwards` the chores that the job's end brings, `grid` the axes of its picture of
+    all images. `template` and `matrix` are not looked at: whoever knows them has unfolded them. Raises Refused with
+    field, value and choices when a size does not fit the model, a name is unknown, a picture may not be fetched, or a
+    limit is exceeded.
     """
     if len(spec.prompts) > max_prompts:
         raise Refused(
@@ -91,6 +94,7 @@ def expand(
         reuse=spec.reuse,
         webhook=spec.webhook,
         afterwards=tuple(afterwards),
+        grid=grid,
     )
     return ExpandedJob(header=header, entries=entries)
 

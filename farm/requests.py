@@ -7,9 +7,17 @@ is in farm.jobs.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    StringConstraints,
+    model_validator,
+)
 
 from farm.prompts import LORA_NAME
 
@@ -150,6 +158,67 @@ class WebhookSpec(BaseModel):
     )
 
 
+class TemplateSpec(BaseModel):
+    """What prompts with `{a|b}` and `__wildcard__` in them stand for; see docs/batches.md."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["off", "random", "combinatorial"] = Field(
+        "off",
+        description="`random`: each prompt becomes `num_prompts` drawn ones. `combinatorial`: all that it can say. "
+        "`off`: braces are braces.",
+    )
+    num_prompts: int | None = Field(
+        None, ge=1, le=1_000_000, description="`random`: prompts drawn of each, 1 by default. Else: at most so many."
+    )
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="Of what is drawn; by default the job's seed. Not of the images."
+    )
+
+
+MAX_AXES: Final = 4
+"""Fields that a matrix varies at once."""
+
+_MAX_AXIS_VALUES: Final = 64
+_AxisLength = Field(None, min_length=1, max_length=_MAX_AXIS_VALUES)
+
+
+class MatrixSpec(BaseModel):
+    """Fields of which every prompt takes each value, in all combinations: one to four lists.
+
+    The order of the lists is that of the axes: the last one varies fastest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra={"maxProperties": MAX_AXES})
+
+    seed: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] | None = _AxisLength
+    num_inference_steps: list[Steps] | None = _AxisLength
+    guidance_scale: list[Guidance] | None = _AxisLength
+    scheduler: list[str] | None = _AxisLength
+    negative_prompt: list[Annotated[str, StringConstraints(max_length=8_000)]] | None = _AxisLength
+    width: list[Size] | None = _AxisLength
+    height: list[Size] | None = _AxisLength
+    true_cfg_scale: list[Guidance] | None = _AxisLength
+    clip_skip: list[ClipSkip] | None = _AxisLength
+    strength: list[Strength] | None = _AxisLength
+
+    _axes: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_order(cls, given: object, validate: ModelWrapValidatorHandler[MatrixSpec]) -> MatrixSpec:
+        """Remember in which order the axes came: pydantic has them in its own."""
+        matrix = validate(given)
+        if isinstance(given, dict):
+            matrix._axes = tuple(name for name in given if getattr(matrix, name, None) is not None)  # noqa: SLF001
+        return matrix
+
+    @property
+    def axes(self) -> dict[str, list[Any]]:
+        """The values of each field that varies, in the order of the request."""
+        return {name: getattr(self, name) for name in self._axes}
+
+
 class PromptSpec(BaseModel):
     """One prompt with parameters of its own; what it leaves out comes from the job."""
 
@@ -202,6 +271,13 @@ class JobSpec(BaseModel):
     hires: HiresSpec | None = None
     acceleration: AccelerationSpec = Field(
         AccelerationSpec(), description="What the pictures give up to be made sooner; nothing by default."
+    )
+    template: TemplateSpec = Field(TemplateSpec(), description="Prompts that stand for several; off by default.")
+    matrix: MatrixSpec | None = Field(
+        None, description="Values that every prompt is rendered with, in all combinations: `{field: [values]}`."
+    )
+    grid: bool = Field(
+        default=False, description="Also make one labelled picture of all images: GET /v1/jobs/{id}/grid."
     )
     output: Output = Output()
     priority: Priority = Priority.NORMAL

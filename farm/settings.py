@@ -56,6 +56,9 @@ class Settings(BaseSettings):
         "",
         description="Comma-separated hosts that pictures may be fetched from by URL, `host` or `host:port`; none.",
     )
+    wildcards_dir: Path | None = Field(
+        None, description="Folder of .txt files that `__name__` in templates stands for, beside those that ship."
+    )
     max_queued_images: int = Field(50_000_000, ge=1, description="Images waiting in the whole farm.")
     trust_tenant_header: bool = Field(
         default=False, description="Whether a gateway that has authenticated the client sets the header Farm-Tenant."
@@ -137,6 +140,17 @@ class Settings(BaseSettings):
         description="Comma-separated hosts, addresses and networks beyond the public ones that webhooks may go to; "
         "`true` is all.",
     )
+
+    # -- the OpenAI API
+    openai_model: str | None = Field(
+        None,
+        description="Model of requests that name none, or one of OpenAI's (gpt-image-1, dall-e-3); by default the first of"
+        " the catalog that workers serve, and OpenAI's are unknown.",
+    )
+    openai_wait_s: float = Field(
+        540.0, gt=0, description="Seconds that /v1/images keeps a client waiting; OpenAI's SDKs give up after 600."
+    )
+    max_file_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="Of one file sent to /v1/files.")
 
     # -- seeing the whole
     gpu_hour_price: float | None = Field(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from typing import Any, Final
 
-from farm.jobs import EXACT, Acceleration, ControlNet, Entry, Header, Hires, Run
+from farm.jobs import EXACT, Acceleration, Axis, ControlNet, Entry, Header, Hires, Run
 from farm.prompts import Lora
 from farm.requests import Output, Priority, Reproducibility, WebhookSpec
 
@@ -37,6 +37,7 @@ def encode_header(header: Header, base: Entry) -> str:
         "reuse": header.reuse,
         "webhook": None if header.webhook is None else header.webhook.model_dump(),
         "afterwards": header.afterwards,
+        "grid": header.grid,
         "base": asdict(base),
     }
     return _compact(document)
@@ -52,6 +53,8 @@ def decode_header(text: bytes | str) -> tuple[Header, Entry]:
     if document["webhook"] is not None:
         document["webhook"] = WebhookSpec.model_validate(document["webhook"])
     document["afterwards"] = tuple(document.get("afterwards", ()))  # jobs of an older farm have none
+    axes = document.get("grid")
+    document["grid"] = None if axes is None else tuple(Axis(name, tuple(labels)) for name, labels in axes)
     document["runs"] = tuple(Run(*run) for run in document["runs"])
     return Header(**document), base
 
