@@ -39,9 +39,9 @@ RUN --mount=type=cache,target=/root/.cache/pip pip wheel --no-deps --wheel-dir /
 
 FROM base AS api
 COPY constraints.txt /requirements/
-COPY --from=requirements /requirements/api.txt /requirements/
+COPY --from=requirements /requirements/api.txt /requirements/tracing.txt /requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install -c /requirements/constraints.txt -r /requirements/api.txt
+    pip install -c /requirements/constraints.txt -r /requirements/api.txt -r /requirements/tracing.txt
 RUN --mount=type=bind,from=wheel,source=/built,target=/built pip install --no-deps /built/*.whl
 USER farm
 EXPOSE 8080
@@ -62,7 +62,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install -c /requirements/constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX" --no-deps} torch
 COPY --from=requirements /requirements/ /requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    for extra in worker $EXTRAS; do set -- "$@" -r "/requirements/$extra.txt"; done; \
+    for extra in worker tracing $EXTRAS; do set -- "$@" -r "/requirements/$extra.txt"; done; \
     pip install -c /requirements/constraints.txt "$@"
 # Weights from the hub go to a volume. Made here, because a new volume takes its owner from the image.
 RUN install -d -o farm -g farm /weights

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any, Final
@@ -64,11 +65,13 @@ def instructions(text: str, keyword: str) -> list[str]:
 
 
 def test_the_services_are_those_of_the_design() -> None:
-    """Redis, S3, the API and two kinds of worker; one of the two by profile, so that neither asks for the other."""
-    assert set(SERVICES) == {"redis", "s3", "api", "worker", "worker-cpu"}
+    """Redis, S3, the API and two kinds of worker, each by its profile; Prometheus and Grafana where they are wanted."""
+    assert set(SERVICES) == {"redis", "s3", "api", "worker", "worker-cpu", "prometheus", "grafana"}
     assert {name: s["profiles"] for name, s in SERVICES.items() if "profiles" in s} == {
         "worker": ["gpu"],
         "worker-cpu": ["cpu"],
+        "prometheus": ["monitoring"],
+        "grafana": ["monitoring"],
     }
 
 
@@ -96,7 +99,7 @@ def test_every_image_is_pinned(name: str) -> None:
         assert repository.startswith("diffusion-farm-")
         assert tag.removesuffix("-cpu") == PROJECT["version"]
     else:
-        assert re.match(r"\d+\.\d+", tag)
+        assert re.match(r"v?\d+\.\d+", tag)
 
 
 def test_our_images_differ() -> None:
@@ -168,7 +171,9 @@ def test_workers_may_drain_longer_than_their_launcher_waits() -> None:
 
 def test_data_and_weights_live_in_named_volumes() -> None:
     """So that `down` and a new image keep jobs, images and downloads."""
-    assert set(COMPOSE["volumes"]) == {"redis-data", "s3-data", "weights"}
+    assert set(COMPOSE["volumes"]) == {"redis-data", "s3-data", "weights", "prometheus-data", "grafana-data"}
+    assert "prometheus-data:/prometheus" in SERVICES["prometheus"]["volumes"]
+    assert "grafana-data:/var/lib/grafana" in SERVICES["grafana"]["volumes"]
     assert SERVICES["redis"]["volumes"] == ["redis-data:/data"]
     assert SERVICES["s3"]["volumes"] == ["s3-data:/data"]
     for name in WORKERS:
@@ -237,6 +242,7 @@ def test_defaults_in_env_example_are_those_of_the_settings() -> None:
     """A commented FARM_ line shows the default that holds without it."""
     examples = {"FARM_CATALOG_FILE", "FARM_INPUT_HOSTS", "FARM_WORKER_MODELS", "FARM_S3_PUBLIC_ENDPOINT"}
     examples |= {"FARM_WEBHOOK_SECRET", "FARM_WEBHOOK_ALLOW_PRIVATE", "FARM_PRECISION"}
+    examples |= {"FARM_GPU_HOUR_PRICE", "FARM_METRICS_KEY", "FARM_OTLP_ENDPOINT"}
     shown = {name for name, (_, live) in env_example().items() if name.startswith("FARM_") and not live}
     for name in shown - examples:
         default = Settings.model_fields[name.removeprefix("FARM_").lower()].default
@@ -261,9 +267,61 @@ def test_secrets_have_no_default() -> None:
 
 
 def test_ports_are_published_on_loopback_unless_told() -> None:
-    """The API has no login; Redis, which has none either, is not published at all."""
+    """Redis and Prometheus, which have no login, are not published at all."""
     published = {name: s["ports"] for name, s in SERVICES.items() if "ports" in s}
-    assert published == {"api": ["${PUBLISH_API:-127.0.0.1:8080}:8080"], "s3": ["${PUBLISH_S3:-127.0.0.1:8333}:8333"]}
+    assert published == {
+        "api": ["${PUBLISH_API:-127.0.0.1:8080}:8080"],
+        "s3": ["${PUBLISH_S3:-127.0.0.1:8333}:8333"],
+        "grafana": ["${PUBLISH_GRAFANA:-127.0.0.1:3000}:3000"],
+    }
+
+
+# -- monitoring
+
+
+def test_what_monitoring_mounts_is_there() -> None:
+    """Docker would make a folder of a file that is missing, and Prometheus would not start."""
+    for name in ("prometheus", "grafana"):
+        for volume in SERVICES[name]["volumes"]:
+            source = volume.partition(":")[0]
+            if source.startswith("./"):
+                assert (ROOT / source).exists(), source
+                assert volume.endswith(":ro")
+
+
+def test_prometheus_reads_the_files_and_the_key_that_it_is_given() -> None:
+    """Its configuration names paths in the container; the key is the one that opens /metrics, and no other."""
+    config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text(encoding="utf-8"))
+    mounted = {volume.split(":")[1] for volume in SERVICES["prometheus"]["volumes"]}
+    assert set(config["rule_files"]) <= mounted
+    (farm,) = config["scrape_configs"]
+    assert farm["dns_sd_configs"] == [{"names": ["api"], "type": "A", "port": 8080}]
+    (secret,) = SERVICES["prometheus"]["secrets"]
+    assert farm["authorization"]["credentials_file"] == f"/run/secrets/{secret}"
+    assert COMPOSE["secrets"][secret] == {"environment": "FARM_METRICS_KEY"}
+    assert "FARM_METRICS_KEY" in environment("api")
+
+
+def test_grafana_has_no_password_that_others_know() -> None:
+    """It does not start with its own; with the provisioned source it finds Prometheus, and the dashboard its folder."""
+    variables = environment("grafana")
+    assert variables["GF_SECURITY_ADMIN_PASSWORD"] == "${GRAFANA_ADMIN_PASSWORD:-}"
+    shell = SERVICES["grafana"]["entrypoint"][-1].replace("$$", "$")
+    for password, code in (("", 1), ("secret", 0)):
+        tried = subprocess.run(
+            ["sh", "-c", shell.replace("exec /run.sh", "exit 0")],
+            env={"GF_SECURITY_ADMIN_PASSWORD": password},
+            capture_output=True,
+            check=False,
+        )
+        assert tried.returncode == code
+    folder = ROOT / "deploy/grafana/provisioning"
+    (source,) = yaml.safe_load((folder / "datasources/prometheus.yml").read_text(encoding="utf-8"))["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = yaml.safe_load((folder / "dashboards/farm.yml").read_text(encoding="utf-8"))["providers"]
+    home = str(variables["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert home.startswith(provider["options"]["path"] + "/")
+    assert (ROOT / "deploy/grafana/dashboards" / Path(home).name).exists()
 
 
 # -- the images
@@ -299,11 +357,12 @@ def test_ours_have_an_init_and_no_capabilities(name: str) -> None:
 
 
 def test_the_api_image_has_no_torch() -> None:
-    """It installs the extra `api` alone, which does not name it."""
+    """It installs the extras `api` and `tracing`, which do not name it."""
     stage = dockerfile_stages()["api"]
     assert "torch" not in stage
-    assert re.findall(r"/requirements/(\w+)\.txt", "".join(instructions(stage, "COPY"))) == ["api"]
-    assert not any("torch" in name for name in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["api"])
+    assert re.findall(r"/requirements/(\w+)\.txt", "".join(instructions(stage, "COPY"))) == ["api", "tracing"]
+    extras = PROJECT["optional-dependencies"]
+    assert not any("torch" in name for name in PROJECT["dependencies"] + extras["api"] + extras["tracing"])
 
 
 @pytest.mark.parametrize("target", ["api", "worker"])

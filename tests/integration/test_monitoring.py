@@ -1,0 +1,167 @@
+"""Dashboard and alert rules ask for what there is: their metrics and labels stand in what a running API tells."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from api_client import heartbeat
+from farm.ledger import Gpu
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "diffusion-farm.json").read_text(encoding="utf-8"))
+RULES = yaml.safe_load((DEPLOY / "prometheus" / "rules.yml").read_text(encoding="utf-8"))
+
+GPU = Gpu(
+    uuid="GPU-1",
+    name="RTX 4090",
+    temperature_c=61,
+    power_w=402.5,
+    utilisation=0.98,
+    memory_used_bytes=1 << 30,
+    memory_total_bytes=24 << 30,
+)
+OF_PROMETHEUS = {"up": {"job", "instance"}}
+PROMQL = re.compile(
+    r"""\s+ | "(?:[^"\\]|\\.)*" | \d+(?:\.\d+)?(?:ms|[smhdwy])? | \$__(?:rate_interval|range)
+    | [a-zA-Z_:][\w:]* | [-+*/%^<>=!~]=? | !~ | =~ | [(){}\[\],]""",
+    re.VERBOSE,
+)
+WORDS = {"by", "without", "on", "ignoring", "and", "or", "unless", "group_left", "group_right", "bool", "offset"}
+FUNCTIONS = {"sum", "max", "min", "avg", "topk", "rate", "increase", "histogram_quantile"}
+
+
+def panels():
+    """Return the dashboard's panels, without rows."""
+    return [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+
+
+def expressions():
+    """Return everything that Prometheus is asked, by where that stands."""
+    found = {rule["alert"]: rule["expr"] for group in RULES["groups"] for rule in group["rules"]}
+    for panel in panels():
+        found |= {f"{panel['title']}, {target['refId']}": target["expr"] for target in panel["targets"]}
+    for variable in DASHBOARD["templating"]["list"]:
+        if variable["type"] == "query":
+            metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"]).groups()
+            found[f"${variable['name']}"] = f"max by ({label}) ({metric})"
+    return found
+
+
+def words_of(expression):
+    """Return the tokens of a PromQL expression; fails on what is none, and on brackets that do not match."""
+    tokens, at = [], 0
+    while at < len(expression):
+        match = PROMQL.match(expression, at)
+        assert match, f"no PromQL: {expression[at:]!r}"
+        tokens.append(match[0].strip())
+        at = match.end()
+    opened = []
+    for token in filter(None, tokens):
+        if token in "([{":
+            opened.append(token)
+        elif token in ")]}":
+            assert opened, f"too many {token}"
+            assert opened.pop() + token in ("()", "[]", "{}")
+    assert not opened
+    return [token for token in tokens if token]
+
+
+def asked_of(expression):
+    """Return the metrics of an expression with the labels that it matches, and the labels that it groups by."""
+    metrics, grouped = defaultdict(set), set()
+    tokens = words_of(expression)
+    inside, metric, in_group = [], None, False
+    for token, before in zip(tokens, ["", *tokens], strict=False):
+        if token in "([{":
+            inside.append(token)
+            in_group = in_group or (token == "(" and before in {"by", "on", "without"})
+        elif token in ")]}":
+            inside.pop()
+            in_group = False
+        elif re.match(r"[a-zA-Z_]", token) and token not in WORDS:
+            if in_group:
+                grouped.add(token)
+            elif inside and inside[-1] == "{":
+                metrics[metric].add(token)
+            elif token not in FUNCTIONS:
+                metric = token
+                metrics[metric] |= set()
+    return metrics, grouped
+
+
+@pytest.fixture(scope="module")
+def told(valkey_server):
+    """Return the labels of every sample that the API of a farm with a GPU and a price tells, by name."""
+    from api.app import create_app  # noqa: PLC0415  beside the settings that it is for
+    from api_client import Api, api_settings  # noqa: PLC0415
+
+    valkey_server.flush()
+    with Api(create_app(api_settings(valkey_server.url, gpu_hour_price=1.0))) as api:
+        api.post_job()
+        api.parts.ledger.report(heartbeat(gpu=GPU, energy_j=1.0, steps=1, seat_steps=1))
+        api.parts.ledger.report(heartbeat(gpu=GPU, energy_j=900.0, steps=2, seat_steps=2))
+        for hint in api.parts.ledger.feed("scenes"):
+            assert api.parts.ledger.claim(hint, "host:gpu0#1")
+            assert api.parts.ledger.stored(hint, "host:gpu0#1", gpu_s=0.5, render_s=0.5)
+        api.get("/v1/jobs")
+        text = api.get("/metrics").text
+    labels = defaultdict(set, {name: set(of) for name, of in OF_PROMETHEUS.items()})
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels[sample.name] |= set(sample.labels)
+    return labels
+
+
+@pytest.mark.parametrize("where", expressions())
+def test_what_is_asked_is_told(told, where):
+    """Each metric is told, with each label that is matched; what is grouped by is a label of one of them."""
+    metrics, grouped = asked_of(expressions()[where])
+    assert metrics
+    for metric, matched in metrics.items():
+        assert metric in told
+        assert matched <= told[metric] | {"job", "instance"}
+    assert grouped <= set().union(*(told[metric] for metric in metrics)) | {"instance"}
+
+
+def test_a_rule_says_what_is_wrong_and_how_bad_that_is():
+    """An alert in the middle of the night tells what to look at; no two have one name."""
+    rules = [rule for group in RULES["groups"] for rule in group["rules"]]
+    assert len({rule["alert"] for rule in rules}) == len(rules)
+    for rule in rules:
+        assert rule["labels"]["severity"] in {"critical", "warning"}
+        assert set(rule["annotations"]) == {"summary", "description"}
+        for label in re.findall(r"\$labels\.(\w+)", rule["annotations"]["description"]):
+            assert label == "instance" or f"by ({label})" in rule["expr"] or f", {label})" in rule["expr"]
+
+
+def test_the_dashboard_stands_on_the_provisioned_source_and_overlaps_nowhere():
+    """Panels ask the source that is chosen above, have titles and ids of their own, and do not lie on each other."""
+    assert {panel["datasource"]["uid"] for panel in panels()} == {"${datasource}"}
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+    taken = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert place["x"] + place["w"] <= 24
+        assert not cells & taken, panel["title"]
+        taken |= cells
+        assert panel["title"]
+
+
+def test_every_metric_of_the_farm_has_a_unit_in_its_name_or_counts_things(told):
+    """Prometheus' own habit: base units at the end, `_total` behind counters."""
+    units = ("seconds", "bytes", "celsius", "watts", "ratio", "joules")
+    for name in told:
+        assert not re.search(r"_(ms|s|mib|mb|percent|c|w|j)(_total)?$", name), name
+    assert sum(name.removesuffix("_total").endswith(units) for name in told) > 10
