@@ -12,6 +12,8 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from api import (
+    events,
+    farm_events,
     health,
     images,
     jobs,
@@ -20,6 +22,7 @@ from api import (
     metrics,
     models,
     one_job,
+    openai,
     openapi,
     page,
     problems,
@@ -52,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     handlers: dict[str, Handler] = {
         "manifest": retention.keep_manifest,
         "expire": retention.expire,
+        openai.CHORE: openai.keep_outputs,
         "webhook": deliveries.Deliveries(deliveries.DeliveryMetrics(http_metrics.registry)),
     }
 
@@ -91,10 +95,11 @@ def create_app(settings: Settings) -> FastAPI:
     if cors_origins:
         app.add_middleware(CORSMiddleware, **cors_of(cors_origins))
     app.add_middleware(Observe, metrics=http_metrics)  # the last is the outermost
-    problems.install(app)
+    problems.install(app, dialects=openai.DIALECTS)
     for module in (
         jobs,
         one_job,
+        events,
         images,
         manifests,
         webhooks,
@@ -103,11 +108,14 @@ def create_app(settings: Settings) -> FastAPI:
         keys,
         models,
         reports,
+        farm_events,
         health,
         metrics,
         page,
     ):
         app.include_router(module.router)
+    for router in openai.ROUTERS:
+        app.include_router(router)
     app.webhooks.include_router(webhooks.messages)
     app.openapi = openapi.document_of(app, catalog=load_catalog(settings.catalog_file))  # type: ignore[method-assign]
     return app

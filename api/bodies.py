@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any, Final, TypeVar
 
 from fastapi import Request
@@ -41,15 +41,23 @@ async def read_bytes(request: Request, *, max_bytes: int, remedy: str = "") -> b
 
     `remedy` ends the sentence of what to do about a larger one.
     """
+    body = bytearray()
+    async for chunk in stream_bytes(request, max_bytes=max_bytes, remedy=remedy):
+        body += chunk
+    return bytes(body)
+
+
+async def stream_bytes(request: Request, *, max_bytes: int, remedy: str = "") -> AsyncGenerator[bytes, None]:
+    """Yield a body as it comes; raises HttpProblem before more than `max_bytes` of it are handed on."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > max_bytes:
         raise _too_large(max_bytes, remedy, value=int(declared[:20]))
-    body = bytearray()
+    num_bytes = 0
     async for chunk in request.stream():  # a chunked body declares no length
-        body += chunk
-        if len(body) > max_bytes:
+        num_bytes += len(chunk)
+        if num_bytes > max_bytes:
             raise _too_large(max_bytes, remedy, value=f"more than {max_bytes}")
-    return bytes(body)
+        yield chunk
 
 
 def check_media_type(request: Request, allowed: list[str]) -> None:

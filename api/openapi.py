@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 
 from api.gate import ANSWERS, is_public
 from api.keys import KeyEdit, KeySpec
+from api.openai.batches import BatchRequest
 from api.problems import Problem, documented
 from api.tenants import Limits
 from api.webhooks.endpoints import WebhookTest
@@ -31,6 +32,7 @@ TAGS: Final = [
     {"name": "tenants", "description": "Whose work it is, and how much of the farm each may take. For the operator."},
     {"name": "keys", "description": "Who may use the farm, and for what. Made by the operator."},
     {"name": "models", "description": "What the farm can render."},
+    {"name": "openai", "description": "OpenAI's API for images, files and batches: what its SDKs send is understood."},
     {"name": "reports", "description": "How fast it runs, and who is at work."},
     {"name": "health", "description": "For load balancers and Prometheus."},
 ]
@@ -58,7 +60,7 @@ def _build(app: FastAPI, catalog: Catalog) -> dict[str, Any]:
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     # Endpoints read their bodies themselves, and problems are answered by handlers: FastAPI knows of neither.
-    for model in (JobSpec, KeyEdit, KeySpec, Limits, WebhookTest, Problem):
+    for model in (JobSpec, KeyEdit, KeySpec, Limits, BatchRequest, WebhookTest, Problem):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema

@@ -25,7 +25,7 @@ from api.one_job import hint_workers
 from api.parts import Parts
 from api.problems import HttpProblem, Kind
 from farm.errors import FarmError, UnknownJob
-from farm.jobs import UnitState, new_job_id
+from farm.jobs import JobState, UnitState, new_job_id
 from farm.ledger import ImageStatus, JobStatus
 from farm.requests import JobSpec
 from farm.storage import object_key
@@ -39,6 +39,7 @@ TOOK_TOO_LONG: Final = Kind("took-too-long", 503, "The images were not ready in 
 _LOOK_EVERY_S: Final = 10.0  # for whether somebody still serves the model
 _PATIENCE_S: Final = 60.0  # without anybody: a worker that was killed is back before
 _RETRY_AFTER_S: Final = 10
+_MAX_CANCELLED: Final = 8  # jobs under one Idempotency-Key that are passed over
 _FETCHED_AT_ONCE: Final = 4  # files of one client
 
 
@@ -62,35 +63,59 @@ async def render(
     *,
     job_id: str | None = None,
     limit_s: float | None = None,
+    idempotency_key: str | None = None,
 ) -> Finished:
     """Open a job and return when all of it is settled. `spec` should ask for interactive priority.
 
-    Whoever has to know the job's id before it is opened makes one (`new_job_id`). The job is cancelled when this raises
-    ClientDisconnect when the client of `request` has hung up, HttpProblem NO_WORKER at once when no live worker serves
-    the model, or a minute after the last one has gone, TOOK_TOO_LONG after `limit_s`, LedgerDown, what `accept` raises.
+    Whoever has to know the job's id before it is opened makes one (`new_job_id`). With an `idempotency_key` that was
+    used before it is the earlier job that is waited for, unless that was cancelled: the client that hung up, and comes
+    again, wants its images after all.
+
+    The job is cancelled when this raises ClientDisconnect when the client of `request` has hung up, HttpProblem
+    NO_WORKER at once when no live worker serves the model, or a minute after the last one has gone, TOOK_TOO_LONG after
+    `limit_s`, LedgerDown, what `accept` raises.
     """
-    async with opened(farm, caller, spec, job_id=job_id) as job:
+    job_id = job_id or new_job_id()
+    async with opened(farm, caller, spec, job_id=job_id, idempotency_key=idempotency_key) as job:
         status = await _settled(farm, job, request, limit_s=limit_s)
+    if status.state is JobState.CANCELLED and job.header.id != job_id:
+        # An earlier job, whose client hung up a moment after we came.
+        async with opened(farm, caller, spec, idempotency_key=idempotency_key) as job:
+            status = await _settled(farm, job, request, limit_s=limit_s)
     images = await run_in_threadpool(farm.ledger.images, job.header.id, limit=job.header.total)
     return Finished(status, tuple(images))
 
 
 @asynccontextmanager
-async def opened(farm: Parts, caller: Caller, spec: JobSpec, *, job_id: str | None = None) -> AsyncIterator[JobStatus]:
+async def opened(
+    farm: Parts, caller: Caller, spec: JobSpec, *, job_id: str | None = None, idempotency_key: str | None = None
+) -> AsyncIterator[JobStatus]:
     """Open a job for the length of a block; one that is left by an exception cancels it, being cancelled included.
 
-    Raises what `accept` does, and HttpProblem NO_WORKER when no live worker serves the model.
+    With an `idempotency_key` that was used before it is the earlier job, unless that was cancelled. Raises what
+    `accept` does, and HttpProblem NO_WORKER when no live worker serves the model.
     """
     await run_in_threadpool(check_served, farm, spec.model)
     job_id = job_id or new_job_id()
     try:
-        job, _ = await run_in_threadpool(accept, farm, spec, tenant=caller.tenant, idempotency_key=None, job_id=job_id)
+        job = await run_in_threadpool(_open, farm, caller, spec, job_id, idempotency_key)
+        job_id = job.header.id
         await run_in_threadpool(hint_workers, farm, spec.model)
         yield job
     except BaseException:
         with anyio.CancelScope(shield=True):
             await run_in_threadpool(_cancel, farm, job_id)
         raise
+
+
+def _open(farm: Parts, caller: Caller, spec: JobSpec, job_id: str, idempotency_key: str | None) -> JobStatus:
+    key = idempotency_key
+    for again in range(1, _MAX_CANCELLED + 1):
+        job, is_new = accept(farm, spec, tenant=caller.tenant, idempotency_key=key, job_id=job_id)
+        if is_new or job.state is not JobState.CANCELLED:
+            break
+        key = f"{idempotency_key}~{again}"
+    return job
 
 
 async def _settled(farm: Parts, job: JobStatus, request: Request, *, limit_s: float | None) -> JobStatus:

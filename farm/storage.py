@@ -281,8 +281,8 @@ class Store:
     def presigned_url(self, key: str, *, save_as: str | None = None, expiry_s: int | None = None) -> str:
         """Return a URL by which anybody may GET the object for `expiry_s` seconds, by default `url_expiry_s`.
 
-        S3 signs for a week at most. Its host is the public endpoint's, if one is set. A browser shows the object, or saves it under the name
-        `save_as`, which must be ASCII without quotes. No I/O: the object need not exist yet.
+        S3 signs for a week at most. Its host is the public endpoint's, if one is set. A browser shows the object, or
+        saves it under the name `save_as`, which must be ASCII without quotes. No I/O: the object need not exist yet.
         """
         wanted = {"Bucket": self._bucket, "Key": key}
         if save_as is not None:
