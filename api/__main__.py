@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import logging
 
 import uvicorn
@@ -13,7 +14,31 @@ from farm.errors import Fatal
 from farm.logs import configure_logging
 from farm.settings import Settings
 
-_DRAIN_S = 10  # what a request may still take after SIGTERM
+_DRAIN_S: Final = 10  # what a request may still take after SIGTERM
+_NOT_STARTED: Final = 3  # as uvicorn's own command ends
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but whoever waits for news is told first that there will be no more: it would wait for them to leave."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """Stop in good order."""
+        self._app.state.parts.watcher.close()
+        await super().shutdown(sockets)
+
+
+def objection(settings: Settings, host: str) -> str:
+    """Return what speaks against listening at `host`: nothing if keys are asked for, or this machine alone gets in."""
+    try:
+        is_local = ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        is_local = host == "localhost"
+    is_safe = is_local or settings.auth == "keys"
+    return "" if is_safe else f"whoever reaches {host} is the farm's operator"
 
 
 def main() -> None:
@@ -27,9 +52,16 @@ def main() -> None:
         app = create_app(settings)
     except (ValidationError, Fatal) as error:  # a wrong FARM_* variable, a broken catalog file
         parser.exit(2, f"{parser.prog}: {error}\n")
+    refusal = objection(settings, arguments.host)
+    if refusal and "auth" not in settings.model_fields_set:
+        parser.exit(
+            2, f"{parser.prog}: {refusal}; set FARM_AUTH=keys to ask for API keys, or FARM_AUTH=open to mean it\n"
+        )
     configure_logging(level=settings.log_level, log_format=settings.log_format)
     logging.getLogger("uvicorn.access").disabled = True  # api.observe logs requests, with more to tell
-    uvicorn.run(
+    if refusal:
+        logging.getLogger("api").warning("FARM_AUTH=open: %s", refusal, extra={"action": "api_open"})
+    config = uvicorn.Config(
         app,
         host=arguments.host,
         port=arguments.port,

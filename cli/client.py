@@ -5,6 +5,7 @@ Answers stay plain JSON objects: the API owns their shape, and fields it gains n
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ import httpx
 from cli.exits import CliError, Exit
 
 DEFAULT_API: Final = "http://127.0.0.1:8080"
+KEY_VARIABLE: Final = "FARM_API_KEY"
 FINAL_STATES: Final = frozenset({"done", "failed", "cancelled"})
 PAGE: Final = 200
 
@@ -41,12 +43,19 @@ class NotNow(CliError):
 class FarmClient:
     """A connection to one farm. Requests that change nothing twice are tried again when the farm restarts."""
 
-    def __init__(self, url: str, *, patience_s: float = 5.0) -> None:
+    def __init__(self, url: str, *, patience_s: float = 5.0, key: str | None = None) -> None:
+        """Send `key`, or what FARM_API_KEY says, with each request to the farm; to the storage it never goes."""
         self.url = url.rstrip("/")
         if urlsplit(self.url).scheme not in {"http", "https"}:
             raise CliError(f"{url!r} is no URL of an API; an example: {DEFAULT_API}", code=Exit.USAGE)
         self._patience_s = patience_s
-        self._http = httpx.Client(base_url=self.url, timeout=30.0, trust_env=trusts_proxies(self.url))
+        key = key or os.environ.get(KEY_VARIABLE)
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=30.0,
+            trust_env=trusts_proxies(self.url),
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -121,6 +130,18 @@ class FarmClient:
         """Cancel all jobs of a tenant; the answer tells how many."""
         return self._ask("POST", f"/v1/tenants/{quote(name, safe='')}/cancel")
 
+    def keys(self) -> list[Json]:
+        """Return every API key that was ever made."""
+        return items(self._ask("GET", "/v1/keys"))
+
+    def create_key(self, body: Mapping[str, Any]) -> Json:
+        """Make an API key; the answer tells it, once."""
+        return self._ask("POST", "/v1/keys", json=body)
+
+    def revoke_key(self, key_id: str) -> Json:
+        """Revoke an API key; returns it as it stands then."""
+        return self._ask("DELETE", f"/v1/keys/{quote(key_id, safe='')}")
+
     def job_webhooks(self, job_id: str) -> list[Json]:
         """Return how far the webhooks of a job have got."""
         return items(self._ask("GET", f"/v1/jobs/{quote(job_id, safe='')}/webhooks"))
@@ -172,6 +193,8 @@ class FarmClient:
                 if response.has_redirect_location:
                     return {"location": response.headers["location"]}
                 problem = describe_problem(response)
+                if response.status_code == httpx.codes.UNAUTHORIZED:
+                    problem += f"; {KEY_VARIABLE} names the key to use"
                 if response.is_client_error and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
                     raise CliError(problem, code=Exit.REFUSED)
                 failure = NotNow(problem)

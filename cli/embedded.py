@@ -56,6 +56,7 @@ class Secrets:
     s3_access_key: str
     s3_secret_key: str
     webhook_secret: str = ""  # as FARM_WEBHOOK_SECRET; folders of before webhooks have none yet
+    operator_key: str = ""  # as FARM_OPERATOR_KEY, for FARM_AUTH=keys; likewise
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,12 @@ def load_secrets(folder: Path) -> Secrets:
     kept = _load(path, Secrets)
     if kept is None:
         kept = Secrets(secrets.token_hex(24), secrets.token_hex(10), secrets.token_hex(24))
-    if not kept.webhook_secret:
-        kept = replace(kept, webhook_secret="whsec_" + base64.b64encode(secrets.token_bytes(32)).decode())
+    if not kept.webhook_secret or not kept.operator_key:
+        kept = replace(
+            kept,
+            webhook_secret=kept.webhook_secret or "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
+            operator_key=kept.operator_key or secrets.token_hex(32),
+        )
         _save(path, kept)
     return kept
 

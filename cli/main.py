@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import edits, models, promptfiles, show, tenants, watch, webhooks
+from cli import edits, keys, models, promptfiles, show, tenants, watch, webhooks
 from cli.client import DEFAULT_API, FarmClient
 from cli.download import download as download_images
 from cli.exits import CliError, Exit
@@ -28,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(webhooks.app, name="webhooks")

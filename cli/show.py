@@ -188,6 +188,32 @@ def tenants_table(tenants: Sequence[Json]) -> Table:
     return table
 
 
+def keys_table(keys: Sequence[Json]) -> Table:
+    """Return the table of API keys: whose they are, what they are good for, and how they stand."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("key", "tenant", "scopes", "state"):
+        table.add_column(name, no_wrap=True)
+    for name in ("a minute", "made", "used"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("name", no_wrap=True, overflow="ellipsis")
+    for key in keys:
+        ends = key.get("expires_at")
+        state = "revoked" if key.get("revoked_at") else f"until {ends}" if ends else "good"
+        if ends and not key.get("revoked_at") and unix_s(ends) <= time.time():
+            state = "expired"
+        table.add_row(
+            str(key.get("id")),
+            escape(str(key.get("tenant"))),
+            " ".join(key.get("scopes") or ()),
+            f"[red]{state}[/]" if state in {"revoked", "expired"} else state,
+            str(key.get("max_requests_per_minute") or "-"),
+            age(key.get("created_at")),
+            age(key.get("last_used_at")),
+            escape(str(key.get("name", ""))),
+        )
+    return table
+
+
 def workers_table(workers: Sequence[Json]) -> Table:
     """Return the table of workers."""
     table = Table(box=None, header_style="bold", pad_edge=False)

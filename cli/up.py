@@ -49,6 +49,11 @@ class UpOptions:
     until_eof: bool = False
 
     @property
+    def is_local(self) -> bool:
+        """Whether this machine alone reaches the API."""
+        return self.host in {"127.0.0.1", "localhost", "::1"}
+
+    @property
     def url(self) -> str:
         """The API as a client on this machine reaches it."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104  compared, not bound
@@ -94,6 +99,7 @@ class StopSignal:
 
 def run_up(options: UpOptions) -> None:
     """Run a farm until a signal asks it to stop; raises CliError when it cannot start."""
+    check_host(options)
     data = options.data.resolve()
     (data / "logs").mkdir(parents=True, exist_ok=True)
     with lock(data) as lock_fd, StopSignal(until_eof=options.until_eof) as stop:
@@ -122,6 +128,17 @@ def run_up(options: UpOptions) -> None:
         note("stopped; jobs and images stay in " + str(options.data))
 
 
+def check_host(options: UpOptions) -> None:
+    """Raise CliError where the network could reach an API that asks for no key, and nobody said that it may."""
+    if options.is_local or os.environ.get("FARM_AUTH"):
+        return
+    raise CliError(
+        f"whoever reaches {options.host} would be the farm's operator: set FARM_AUTH=keys to ask for API keys, "
+        "or FARM_AUTH=open to mean it",
+        code=Exit.USAGE,
+    )
+
+
 def start(
     options: UpOptions,
     data: Path,
@@ -138,10 +155,15 @@ def start(
         **embedded.farm_env(secret, ports),
         "FARM_MODELS_DIR": str(models_dir()),
     }
+    operator_key = os.environ.get("FARM_OPERATOR_KEY") or secret.operator_key
     api = Spec(
         "api",
         python_module("api", "--host", options.host, "--port", str(options.port)),
-        {**env, "FARM_WEBHOOK_SECRET": os.environ.get("FARM_WEBHOOK_SECRET") or secret.webhook_secret},
+        {
+            **env,
+            "FARM_WEBHOOK_SECRET": os.environ.get("FARM_WEBHOOK_SECRET") or secret.webhook_secret,
+            "FARM_OPERATOR_KEY": operator_key,
+        },
         cwd=Path.cwd(),  # settings may name files relative to it
         log=data / "logs" / "api.log",
     )
@@ -163,7 +185,7 @@ def start(
                 wait_for(is_ready, spec, limit_s=limit_s, supervisor=supervisor, stop=stop)
 
         def worker_reports() -> bool:
-            found[:] = fresh_workers(options.url, since=started_at)
+            found[:] = fresh_workers(options.url, since=started_at, key=operator_key)
             return bool(found)
 
         try:
@@ -178,6 +200,8 @@ def start(
         except ChildDied as death:
             raise CliError(f"{death}; its log, {death.spec.log}, ends with:\n{death.last_words}") from death
     write_state(data, options, supervisor, ports)
+    if os.environ.get("FARM_AUTH") == "keys":
+        note(f"it asks for keys; FARM_OPERATOR_KEY, or operator_key in {options.data / 'secrets.json'}, makes them")
     if options.until_eof:  # whoever started it speaks for it
         note(f"the farm is ready at {options.url}")
     else:
@@ -186,7 +210,7 @@ def start(
             s3=f"http://{embedded.LOOPBACK}:{ports.s3}",
             data=options.data,
             workers=found,
-            is_local=options.host in {"127.0.0.1", "localhost", "::1"},
+            is_local=options.is_local,
         )
 
 
@@ -224,10 +248,11 @@ def find_refusal(log: Path, *, since: int) -> str:
     return lines[-1].partition(marker)[2].partition(" action=")[0] if lines else ""
 
 
-def fresh_workers(url: str, *, since: float) -> list[dict[str, Any]]:
+def fresh_workers(url: str, *, since: float, key: str = "") -> list[dict[str, Any]]:
     """Return the workers that started since then: the ledger may still remember those of an earlier farm."""
     try:
-        answer = httpx.get(f"{url}/v1/workers", timeout=2.0, trust_env=False)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        answer = httpx.get(f"{url}/v1/workers", headers=headers, timeout=2.0, trust_env=False)
         found = items(answer.json()) if answer.is_success else []
     except (httpx.HTTPError, ValueError):
         return []

@@ -243,6 +243,8 @@ def test_defaults_in_env_example_are_those_of_the_settings() -> None:
     examples = {"FARM_CATALOG_FILE", "FARM_INPUT_HOSTS", "FARM_WORKER_MODELS", "FARM_S3_PUBLIC_ENDPOINT"}
     examples |= {"FARM_WEBHOOK_SECRET", "FARM_WEBHOOK_ALLOW_PRIVATE", "FARM_PRECISION"}
     examples |= {"FARM_GPU_HOUR_PRICE", "FARM_METRICS_KEY", "FARM_OTLP_ENDPOINT"}
+    examples |= {"FARM_ALLOWED_HOSTS", "FARM_CORS_ORIGINS"}
+    examples |= {"FARM_AUTH"}  # compose has a default of its own
     shown = {name for name, (_, live) in env_example().items() if name.startswith("FARM_") and not live}
     for name in shown - examples:
         default = Settings.model_fields[name.removeprefix("FARM_").lower()].default
@@ -264,6 +266,17 @@ def test_secrets_have_no_default() -> None:
         for variable, value_or_none in environment(name).items():
             if re.search(r"KEY|SECRET|TOKEN|PASSWORD", variable):
                 assert value_or_none is None or INTERPOLATION.fullmatch(value_or_none)
+
+
+def test_the_api_asks_for_keys_and_there_is_none_that_others_know() -> None:
+    """Without an operator's key of one's own compose does not start; the example has none to leave as it is."""
+    variables = environment("api")
+    assert variables["FARM_AUTH"] == "${FARM_AUTH:-keys}"
+    assert str(variables["FARM_OPERATOR_KEY"]).startswith("${FARM_OPERATOR_KEY:?")
+    assert env_example()["FARM_OPERATOR_KEY"] == ("", True)
+    assert env_example()["FARM_AUTH"] == ("keys", False)
+    for name in WORKERS:
+        assert "FARM_OPERATOR_KEY" not in environment(name)
 
 
 def test_ports_are_published_on_loopback_unless_told() -> None:
