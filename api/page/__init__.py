@@ -74,7 +74,6 @@ async def page(request: Request, farm: Farm) -> Response:
             "Cache-Control": _ASK_FIRST,
             "Content-Security-Policy": policy(image_origin(farm)),
             "Cross-Origin-Opener-Policy": "same-origin",
-            "Referrer-Policy": "no-referrer",  # a job's id is nobody else's business
         },
     )
 
@@ -86,7 +85,7 @@ async def page_file(request: Request, of_release: str, name: str) -> Response:
     if found is None or name == "index.html":
         raise HttpProblem(NOT_FOUND, "the page has no such file")
     keep = _FOR_EVER if of_release == release().name else _ASK_FIRST
-    return _answer(request, found, {"Cache-Control": keep, "Content-Security-Policy": "default-src 'none'"})
+    return _answer(request, found, {"Cache-Control": keep})
 
 
 def _answer(request: Request, file: _File, headers: dict[str, str]) -> Response:

@@ -20,9 +20,9 @@ export class Problem extends Error {
     this.document = document;
   }
 
-  /** Whether waiting may mend it. */
+  /** Whether waiting may mend it: nobody answers, something behind it is away, or the key has to slow down. */
   get isTransient() {
-    return this.status === 0 || this.status === 503 || this.status === 502 || this.status === 504;
+    return this.status === 0 || this.status >= 500 || this.kind === "too-many-requests";
   }
 }
 
@@ -104,14 +104,14 @@ function tell(problem) {
 }
 
 /**
- * Yield `{event, data, id}` of a stream of server-sent events until it ends; throws Problem where there is none.
- * Fetched, because EventSource sends no key.
+ * Yield `{event, data, id}` of a stream of server-sent events until it ends, from behind `lastId` on; throws Problem
+ * where there is none. Fetched, because EventSource sends no key.
  */
-export async function* events(path, signal) {
+export async function* events(path, signal, lastId = null) {
   const gone = new AbortController();
   const answer = await send("GET", path, {
     signal: AbortSignal.any([signal, gone.signal]),
-    headers: { Accept: "text/event-stream" },
+    headers: { Accept: "text/event-stream", ...(lastId !== null && { "Last-Event-ID": lastId }) },
   });
   if (!answer.headers.get("Content-Type")?.startsWith("text/event-stream")) throw new Problem(406);
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();

@@ -7,8 +7,8 @@ const WIDTH = 600;
 const HEIGHT = 120;
 
 /**
- * Make a chart of bars; `.show(values, span_s)` draws `values` (rates, null where nobody looked), the newest last.
- * Readers of the page get one sentence instead.
+ * Make a chart of bars; `.show(values, span_s)` draws them, `{value, isMean}` with value null where nothing is known,
+ * the newest last. Readers of the page get one sentence instead.
  */
 export function chart({ unit }) {
   const bars = svg("g", { class: "bars" });
@@ -32,19 +32,19 @@ export function chart({ unit }) {
 
   figure.show = (values, span_s) => {
     shown = { values, span_s };
-    const top = ceiling(Math.max(0, ...values));
+    const known = values.map(({ value }) => value).filter((value) => value !== null);
+    const top = ceiling(Math.max(0, ...known));
     const step = WIDTH / values.length;
     put(
       bars,
-      values.map((value, i) => {
+      values.map(({ value, isMean }, i) => {
         if (value === null) return null;
         const height = Math.max(value > 0 ? 2 : 0, (value / top) * (HEIGHT - 6));
-        return svg("rect", { x: i * step + step * 0.14, width: step * 0.72, y: HEIGHT - height, height, "data-at": i });
+        return svg("rect", { x: i * step + step * 0.14, width: step * 0.72, y: HEIGHT - height, height, "data-at": i, class: isMean ? "is-mean" : null });
       }),
     );
     text(scale, `${number(top)} ${unit}`);
     text(start, minutes(values.length * span_s));
-    const known = values.filter((value) => value !== null);
     const mean = known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : null;
     picture.setAttribute(
       "aria-label",
@@ -56,9 +56,10 @@ export function chart({ unit }) {
   picture.addEventListener("pointermove", (event) => {
     const box = picture.getBoundingClientRect();
     const at = Math.min(shown.values.length - 1, Math.floor(((event.clientX - box.left) / box.width) * shown.values.length));
-    const value = shown.values[at];
+    const { value = null, isMean } = shown.values[at] ?? {};
     const age = (shown.values.length - 1 - at) * shown.span_s;
-    text(under, value === null || value === undefined ? "" : `${number(value)} ${unit}, ${age ? `${minutes(age)}` : "now"}`);
+    const told = isMean ? "on average before this page was open" : age ? minutes(age) : "now";
+    text(under, value === null ? "" : `${number(value, 2)} ${unit}, ${told}`);
     for (const bar of bars.children) bar.classList.toggle("is-under", Number(bar.dataset.at) === at);
   });
   picture.addEventListener("pointerleave", () => {

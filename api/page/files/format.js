@@ -30,13 +30,18 @@ export function number(value, digits = 3) {
   return new Intl.NumberFormat(LOCALE, { maximumSignificantDigits: digits }).format(value);
 }
 
-/** Images per second, per minute when few, per hour when fewer. */
+/** Images per second, per minute when few, per hour when fewer; with as many digits while it changes. */
 export function rate(perSecond) {
   if (perSecond === null || perSecond === undefined) return { value: NONE, unit: "images/s" };
   if (perSecond === 0) return { value: "0", unit: "images/s" };
-  if (perSecond >= 0.1) return { value: number(perSecond), unit: "images/s" };
-  if (perSecond >= 1 / 600) return { value: number(perSecond * 60, 2), unit: "images/min" };
-  return { value: number(perSecond * 3600, 2), unit: "images/h" };
+  if (perSecond >= 0.1) return { value: steady(perSecond), unit: "images/s" };
+  if (perSecond >= 1 / 600) return { value: steady(perSecond * 60), unit: "images/min" };
+  return { value: steady(perSecond * 3600), unit: "images/h" };
+}
+
+function steady(value) {
+  const digits = value < 10 ? 2 : value < 100 ? 1 : 0;
+  return value.toLocaleString(LOCALE, { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 
 /** 0.71 s, 42 s, 3 min 12 s, 2 h 5 min, 3 d 4 h */

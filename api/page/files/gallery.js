@@ -7,7 +7,8 @@ import { smallest, stillGood } from "./peek.js";
 
 const PAGE = 100; // images of one question
 const CHAPTER = 100_000; // images on one sheet: browsers end at some ten million pixels of height
-const CAPTION_PX = 24;
+const CAPTION_PX = 22;
+const PROMPT_PX = 18; // the line of a job with more than one
 const GAP_PX = 14;
 const OVERSCAN_ROWS = 2;
 const AGAIN_MS = 900; // at the soonest, the same page
@@ -22,7 +23,7 @@ export class Gallery {
     this.images = new Map(); // by index, of the pages that were asked for
     this.pages = new Map(); // by number: {at, isBusy, isStale}
     this.cells = new Map(); // by index, in sight
-    this.previews = new Map(); // by index: {picture, step, steps}
+    this.previews = new Map(); // by index: {step, steps, url}
     this.first = 0; // of the chapter
     this.current = 0; // where the keyboard is
     this.size = SIZES[saved()] ? saved() : "medium";
@@ -46,26 +47,22 @@ export class Gallery {
   /** Take the job as it stands now. */
   update(job) {
     this.job = job;
-    for (const [index] of this.previews) {
-      if (this.images.get(index)?.state === "stored") this.previews.delete(index);
-    }
     this.#soon();
   }
 
-  /** An image has another state. */
-  changed({ index, state }) {
-    const page = this.pages.get(Math.floor(index / PAGE));
-    if (page) page.isStale = true;
+  /** An image has changed. */
+  take(image) {
+    const page = this.pages.get(Math.floor(image.index / PAGE));
+    if (!page) return; // not asked for, so not in sight
+    this.#learn(image);
+    this.#soon();
+  }
+
+  /** How far an image in a seat is, with a picture of it if that is new. */
+  preview({ index, step, steps, url }) {
     const image = this.images.get(index);
-    if (image && image.state !== "stored") image.state = state === "stored" ? image.state : state;
-    this.#soon();
-  }
-
-  /** A picture of one that is being rendered. */
-  preview({ index, step, steps, image, jpeg }) {
-    const picture = image ?? jpeg;
-    const source = picture && (picture.startsWith("data:") ? picture : `data:image/jpeg;base64,${picture}`);
-    this.previews.set(index, { step, steps, picture: source ?? this.previews.get(index)?.picture });
+    if (image?.state === "queued") image.state = "rendering";
+    this.previews.set(index, { step, steps, url: url ?? this.previews.get(index)?.url });
     const cell = this.cells.get(index);
     if (cell) this.#fill(cell, index);
   }
@@ -152,6 +149,10 @@ export class Gallery {
     if (focus) this.cells.get(index)?.firstChild.focus({ preventScroll: true });
   }
 
+  get tellsPrompts() {
+    return this.job.num_prompts > 1 && this.size !== "small";
+  }
+
   get #length() {
     return Math.min(CHAPTER, this.job.total - this.first);
   }
@@ -160,7 +161,7 @@ export class Gallery {
     const width = this.sheet.clientWidth || 1;
     const columns = Math.max(2, Math.floor((width + GAP_PX) / (SIZES[this.size] + GAP_PX)));
     const cell = (width - GAP_PX * (columns - 1)) / columns;
-    return { columns, cell, row: cell + CAPTION_PX + GAP_PX };
+    return { columns, cell, row: cell + CAPTION_PX + (this.tellsPrompts ? PROMPT_PX : 0) + GAP_PX };
   }
 
   #window() {
@@ -227,7 +228,7 @@ export class Gallery {
 
   #fill(node, index) {
     const image = this.images.get(index);
-    node.show(image, this.previews.get(index));
+    node.show(image, this.previews.get(index), this.tellsPrompts);
     node.firstChild.tabIndex = index === this.current ? 0 : -1;
   }
 
@@ -261,7 +262,13 @@ export class Gallery {
     const before = this.images.get(image.index);
     const shown = stillGood(before?.shown) ?? smallest(image);
     this.images.set(image.index, { ...image, shown, isTriedAgain: before?.isTriedAgain });
-    if (image.state === "stored") this.previews.delete(image.index);
+    if (image.state !== "rendering") this.previews.delete(image.index);
+  }
+
+  #markStale(index) {
+    const page = this.pages.get(Math.floor(index / PAGE));
+    if (page) page.isStale = true;
+    this.#soon();
   }
 
   /** A picture did not load: its link may have run out, or the store is out of this browser's reach. */
@@ -271,7 +278,7 @@ export class Gallery {
     if (!image?.shown) return;
     if (!image.isTriedAgain) {
       Object.assign(image, { shown: null, isTriedAgain: true });
-      this.changed({ index, state: image.state });
+      this.#markStale(index);
       return;
     }
     text(this.notice, `Pictures lie at ${new URL(image.shown).origin}, which this browser cannot reach. Its operator sets that address with FARM_S3_PUBLIC_ENDPOINT.`);
@@ -324,19 +331,21 @@ function makeCell(job, index, total) {
   const step = h("i", { class: "step", hidden: true });
   const frame = h("span", { class: "frame" }, picture, word, step);
   const seed = h("span", { class: "seed" });
+  const prompt = h("span", { class: "cell-prompt", "aria-hidden": "true" });
   const link = h("a", { href: `#/jobs/${job}/${index}`, tabIndex: -1 }, frame);
   const cell = h(
     "div",
     { class: "cell", role: "listitem", "data-index": index, "aria-posinset": index + 1, "aria-setsize": total },
     link,
     h("span", { class: "caption", "aria-hidden": "true" }, h("span", {}, count(index)), seed),
+    prompt,
   );
   picture.addEventListener("load", () => picture.classList.add("is-there"));
   picture.addEventListener("error", () => attribute(cell, "data-broken", true));
-  cell.show = (image, preview) => {
+  cell.show = (image, preview, tellsPrompt) => {
     const state = image?.state ?? "unknown";
     attribute(cell, "data-state", state);
-    const source = state === "stored" ? image.shown : state === "rendering" ? (preview?.picture ?? null) : null;
+    const source = state === "stored" ? image.shown : state === "rendering" ? (preview?.url ?? null) : null;
     picture.hidden = !source;
     if (source && picture.getAttribute("src") !== source) {
       attribute(cell, "data-broken", null);
@@ -347,6 +356,7 @@ function makeCell(job, index, total) {
     if (share !== null) step.style.setProperty("--share", share);
     text(word, state === "failed" ? "failed" : state === "cancelled" ? "cancelled" : "");
     text(seed, image ? image.seed : "");
+    text(prompt, tellsPrompt ? (image?.prompt ?? "") : "");
     attribute(link, "aria-label", image ? `Image ${index}, ${WORDS[state] ?? image.prompt}` : `Image ${index}`);
     attribute(link, "title", image ? (image.error ?? image.prompt) : null);
   };

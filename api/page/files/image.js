@@ -9,6 +9,8 @@ import { fillForm } from "./submit.js";
 
 const SETTLED = new Set(["stored", "failed", "cancelled"]);
 
+const MOST_ENLARGED = 4;
+
 /** Make the dialog; it is open while the address names an image, and closing it goes back to the job. */
 export function imageDialog(signal) {
   let job = null;
@@ -21,18 +23,23 @@ export function imageDialog(signal) {
   const word = h("p", { class: "stage-word" });
   const stage = h("div", { class: "stage" }, picture, word);
   const counter = h("span", { class: "counter" });
-  const panel = h("div", { class: "recipe", tabIndex: 0, role: "region", "aria-label": "Recipe" });
+  const panel = h("div", { class: "recipe" });
   const previous = h("a", { class: "button quiet", "aria-label": "Previous image", "aria-keyshortcuts": "ArrowLeft" }, "‹");
   const next = h("a", { class: "button quiet", "aria-label": "Next image", "aria-keyshortcuts": "ArrowRight" }, "›");
   const close = h("a", { class: "button quiet", "aria-label": "Back to the job", "aria-keyshortcuts": "Escape" }, "Close");
   const dialog = h(
     "dialog",
-    { class: "image", "aria-label": "Image", on: { keydown: onKey, cancel: onCancel } },
+    { class: "image", "aria-label": "Image", tabIndex: -1, on: { keydown: onKey, cancel: onCancel } },
     h("div", { class: "image-bar" }, previous, counter, next, h("span", { class: "gap" }), close),
     stage,
     panel,
   );
   picture.addEventListener("click", () => stage.classList.toggle("is-large"));
+  picture.addEventListener("load", () => {
+    // Enlarged four times a picture is still one; beyond that it is a blur.
+    picture.style.maxWidth = `${picture.naturalWidth * MOST_ENLARGED}px`;
+    picture.style.maxHeight = `${picture.naturalHeight * MOST_ENLARGED}px`;
+  });
   picture.addEventListener("error", () => {
     if (shown?.url) text(word, `The picture lies at ${new URL(shown.url).origin}, which this browser cannot reach.`);
   });
@@ -40,7 +47,10 @@ export function imageDialog(signal) {
   function open(ofJob, at, ofGallery) {
     [job, gallery] = [ofJob, ofGallery];
     if (!dialog.isConnected) document.body.append(dialog);
-    if (!dialog.open) dialog.showModal();
+    if (!dialog.open) {
+      dialog.showModal();
+      dialog.focus();
+    }
     if (at === index) return;
     index = at;
     shown = null;
@@ -48,7 +58,7 @@ export function imageDialog(signal) {
     link(previous, index > 0 ? index - 1 : null);
     link(next, index < job.total - 1 ? index + 1 : null);
     close.setAttribute("href", `#/jobs/${job.id}`);
-    text(counter, `${count(index)} of 0 to ${count(job.total - 1)}`);
+    text(counter, `image ${count(index)} of ${count(job.total)}`);
     draw(gallery.known(index) ?? null);
     asked.abort();
     asked = new AbortController();
@@ -98,10 +108,10 @@ export function imageDialog(signal) {
       h(
         "div",
         { class: "actions" },
-        again && button("Again with…", { name: "again", kind: "primary", press: () => repeat(image) }),
+        again && button("Again with…", { name: "again", kind: "primary needs-submit", press: () => repeat(image) }),
         image.download_url && h("a", { class: "button", href: image.download_url }, "Download"),
         again && button("Copy", { name: "copy", title: "Copy the job that makes this image", press: () => copy(again) }),
-        isOpen && button("Cancel", { name: "stop", press: cancel }),
+        isOpen && button("Cancel", { name: "stop", kind: "needs-submit", press: cancel }),
       ),
       image.error && h("p", { class: "problem" }, image.error),
       facts("Made with", madeWith(image)),
@@ -126,7 +136,7 @@ export function imageDialog(signal) {
 
   async function cancel() {
     draw({ ...shown, ...(await ask("DELETE", `v1/jobs/${job.id}/images/${index}`, { signal })) });
-    gallery.changed({ index, state: "cancelled" });
+    gallery.take(shown);
   }
 
   /** The neighbours' pictures, so that the arrows show them at once. */
@@ -179,11 +189,11 @@ export function imageDialog(signal) {
     update(fresh) {
       job = fresh;
     },
-    preview({ index: at, step, steps, image, jpeg }) {
+    preview({ index: at, step, steps, url }) {
       if (at !== index || !shown || SETTLED.has(shown.state)) return;
-      const data = image ?? jpeg;
-      if (data) {
-        picture.src = data.startsWith("data:") ? data : `data:image/jpeg;base64,${data}`;
+      attribute(stage, "data-state", "rendering");
+      if (url) {
+        picture.src = url;
         picture.hidden = false;
       }
       text(word, `step ${step} of ${steps}`);

@@ -5,8 +5,10 @@ import { button, h, put, say, text } from "./dom.js";
 import { NONE, count, counted, duration, exactly, number, percent } from "./format.js";
 import { Gallery } from "./gallery.js";
 import { imageDialog } from "./image.js";
-import { followJob, isFinal } from "./live.js";
+import { follow, isFinal } from "./live.js";
 import { inWords, outlook, pace, progressBar, stateMark } from "./progress.js";
+
+const STEPS_A_PREVIEW = 4;
 
 /** Show job `id` in `root`; `.open(index)` shows one of its images over it, `.open(null)` none. */
 export function jobView(root, { id, title, signal }) {
@@ -21,23 +23,36 @@ export function jobView(root, { id, title, signal }) {
   const shown = makeHead({ act });
   put(head, h("p", { class: "faint" }, "…"));
 
-  followJob(
-    id,
-    {
-      job: show,
-      image: (change) => gallery?.changed(change),
-      preview: (preview) => {
-        gallery?.preview(preview);
-        dialog.preview(preview);
-      },
-      polled: () => gallery?.lookAgain(),
-    },
-    signal,
-  ).catch(missing);
+  let isFollowed = false;
+  keepUp();
   get(`v1/jobs/${id}/images?limit=1`, signal).then(
     ({ data }) => shown.prompt(data[0].prompt),
     () => {}, // told by `missing`
   );
+
+  /** Follow the job until it ends; a retry of its failed images begins it anew. */
+  function keepUp() {
+    if (isFollowed) return;
+    isFollowed = true;
+    const look = async () => {
+      show(await get(`v1/jobs/${id}`, signal));
+      gallery.lookAgain();
+    };
+    const hear = {
+      job: show,
+      image: (image) => gallery.take(image),
+      preview: (preview) => {
+        gallery.preview(preview);
+        dialog.preview(preview);
+      },
+    };
+    const path = `v1/jobs/${id}/events?previews=${STEPS_A_PREVIEW}`;
+    follow({ path, look, hear, ms: 1500, isOver: () => isFinal(job) }, signal)
+      .catch(missing)
+      .finally(() => {
+        isFollowed = false;
+      });
+  }
 
   function show(fresh) {
     const before = job;
@@ -64,7 +79,8 @@ export function jobView(root, { id, title, signal }) {
     try {
       show(await ask(method, `v1/jobs/${id}${path}`, { signal }));
       say(`${verb}: the job is ${job.state} now.`);
-      if (!isFinal(job)) gallery.lookAgain();
+      gallery.lookAgain();
+      if (!isFinal(job)) keepUp();
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
       shown.tell(error.message);
@@ -111,7 +127,7 @@ function makeHead({ act }) {
   const ahead = h("span", { class: "ahead" });
   const problem = h("p", { class: "problem", role: "alert", hidden: true });
   const facts = h("dl", { class: "numbers" });
-  const actions = h("div", { class: "actions" });
+  const actions = h("div", { class: "actions needs-submit" });
   const asked = confirmed(() => act("cancel"));
   const buttons = {
     pause: button("Pause", { name: "pause", press: () => act("pause") }),
@@ -163,7 +179,7 @@ function factsOf(job) {
     ["pace", pace(job) || NONE],
     ["GPU s an image", number(job.gpu_s_per_image)],
     ["GPU time", duration(job.gpu_s)],
-    ["hand-outs repeated", count(job.retries)],
+    job.retries ? ["hand-outs repeated", count(job.retries)] : null,
     job.reused ? ["taken from store", count(job.reused)] : null,
     ["priority", job.priority],
     ["files", output.filter(Boolean).join(", ")],

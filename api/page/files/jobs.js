@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { button, h, keyed, put, text } from "./dom.js";
 import { count, counted, percent, since } from "./format.js";
-import { every, isFinal, listen } from "./live.js";
+import { follow, isFinal } from "./live.js";
 import { inWords, outlook, pace, progressBar, stateMark } from "./progress.js";
 import { isSmall, peek } from "./peek.js";
 import { farm, pulse } from "./pulse.js";
@@ -18,6 +18,7 @@ export function jobsView(root, { title, signal }) {
   let jobs = null;
   let hasMore = false;
   let limit = PAGE;
+  let frame = null;
   let refresh = new AbortController();
 
   const search = h("input", {
@@ -62,7 +63,10 @@ export function jobsView(root, { title, signal }) {
     refresh.abort();
     refresh = new AbortController();
     const both = AbortSignal.any([signal, refresh.signal]);
-    every(2000, () => load(both), both);
+    const look = () => load(both);
+    follow({ path: "v1/events", look, hear: { sync: look, job: take }, ms: 2000 }, both).catch((error) => {
+      if (!both.aborted) throw error;
+    });
   }
 
   async function load(both) {
@@ -73,8 +77,19 @@ export function jobsView(root, { title, signal }) {
     show();
   }
 
-  function show() {
+  /** One job has changed, or is new. */
+  function take(job) {
     if (jobs === null) return;
+    const at = jobs.findIndex((known) => known.id === job.id);
+    const isWanted = !state.value || state.value === job.state;
+    if (at >= 0) jobs.splice(at, 1, ...(isWanted ? [job] : []));
+    else if (isWanted && (!jobs.length || job.id > jobs[0].id)) jobs.unshift(job);
+    frame ??= requestAnimationFrame(show);
+  }
+
+  function show() {
+    frame = null;
+    if (jobs === null || signal.aborted) return;
     const found = jobs.filter((job) => matches(job, search.value));
     const [active, ended] = [found.filter((job) => !isFinal(job)), found.filter(isFinal)];
     groups[0].show(active.sort(byUrgency), show);
@@ -200,7 +215,7 @@ function nothingYet() {
     { class: "empty" },
     h("p", { class: "lead" }, "Nothing has been asked of this farm yet."),
     h("p", {}, "Write a prompt a line, choose how many images of each, and watch them come."),
-    h("p", {}, h("a", { class: "button primary", href: "#/new" }, "Write the first job", h("kbd", {}, "n"))),
+    h("p", { class: "needs-submit" }, h("a", { class: "button primary", href: "#/new" }, "Write the first job", h("kbd", {}, "n"))),
     h("p", { class: "faint" }, "Or from a terminal:"),
     h(
       "pre",

@@ -17,12 +17,11 @@ export function askForKey(then) {
     if (!/^[!-~]+$/.test(secret)) return complain("A key has no blanks, and ASCII characters alone.");
     keepKey(secret, { forLong: stay.checked });
     try {
-      await get("v1/jobs?limit=1");
+      await get("v1/whoami");
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
       if (error.status === 401) forgetKey();
-      // A key that may do something else than list jobs is a key.
-      if (error.status !== 403) return complain(error.status === 401 ? "The farm does not know this key." : error.message);
+      return complain(error.status === 401 ? "The farm does not know this key." : error.message);
     }
     dialog.close();
     dialog.remove();

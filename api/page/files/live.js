@@ -1,8 +1,9 @@
 // What keeps a view fresh: events where the API streams them, questions in a steady rhythm where it does not.
 
-import { Problem, events, get, reach } from "./api.js";
+import { Problem, events, reach } from "./api.js";
 
 const STREAM_AGAIN_MS = 10_000;
+const HIDDEN_MS = 20_000;
 const HIDDEN_FACTOR = 6; // a tab that nobody looks at asks this much less often
 const END = new Set(["done", "failed", "cancelled"]);
 
@@ -50,47 +51,64 @@ async function attempt(task) {
 }
 
 /**
- * Follow a job until it ends: `on.job(job)` with each change, `on.image({index, state})` and `on.preview(preview)`
- * while the stream lasts, `on.polled()` after each question without one. Throws Problem when there is no such job.
+ * Keep up with something: `look()` asks how it stands, `hear[event](data)` takes what the stream at `path` tells, and
+ * where there is no stream `look` is called every `ms`. Ends when `isOver()` after either, throws what `look` throws.
  */
-export async function followJob(id, on, signal) {
-  let job = null;
-  const told = (fresh) => {
-    job = fresh;
-    on.job(fresh);
-  };
-  const hear = {
-    job: told,
-    image: (image) => on.image(image),
-    preview: (preview) => on.preview(preview),
-  };
+export async function follow({ path, look, hear, ms, isOver = () => false }, signal) {
+  let lastId = null;
   while (!signal.aborted) {
-    told(await persist(() => get(`v1/jobs/${id}`, signal), signal));
-    if (isFinal(job)) return;
-    const isStreamed = await listen(`v1/jobs/${id}/events?previews=true`, hear, signal);
-    if (signal.aborted || isFinal(job)) return;
-    const until = Date.now() + (isStreamed ? 0 : STREAM_AGAIN_MS);
-    while (Date.now() < until && !isFinal(job)) {
-      on.polled();
-      await pause(1500, signal);
-      told(await persist(() => get(`v1/jobs/${id}`, signal), signal));
-    }
+    await persist(look, signal);
+    if (isOver()) return;
+    const heard = await listen(path, hear, lastId, signal);
+    lastId = heard.lastId;
+    const until = Date.now() + (heard.any ? 0 : STREAM_AGAIN_MS);
+    do {
+      if (isOver()) return;
+      await pause(ms, signal);
+      await persist(look, signal);
+    } while (Date.now() < until || document.hidden);
+    if (isOver()) return;
   }
 }
 
-/** Tell `hear[event](data)` of each event until the stream ends; whether there was one. */
-export async function listen(path, hear, signal) {
-  let isStreamed = false;
+/** Hear a stream until it ends; returns whether there was `any`, and the id of the last event that had one. */
+async function listen(path, hear, lastId, signal) {
+  const heard = { any: false, lastId };
+  const away = leaveWhenHidden();
+  const both = AbortSignal.any([signal, away.signal]);
   try {
-    for await (const { event, data } of events(path, signal)) {
-      isStreamed = true;
+    for await (const { event, data, id } of events(path, both, lastId)) {
+      heard.any = true;
+      heard.lastId = id ?? heard.lastId;
       hear[event]?.(data);
     }
   } catch (error) {
-    if (signal.aborted) throw error;
-    // Broken, or an API without streams: whoever called asks instead.
+    signal.throwIfAborted();
+    if (error instanceof Problem && error.status === 401) throw error;
+    // Broken, or nobody looks, or an API without streams: whoever called asks instead.
+  } finally {
+    away.stop();
   }
-  return isStreamed;
+  return heard;
+}
+
+/** A browser has six connections to a host: a tab that nobody looks at must not hold one. */
+function leaveWhenHidden() {
+  const end = new AbortController();
+  let timer = null;
+  const look = () => {
+    clearTimeout(timer);
+    if (document.hidden) timer = setTimeout(() => end.abort(), HIDDEN_MS);
+  };
+  document.addEventListener("visibilitychange", look);
+  look();
+  return {
+    signal: end.signal,
+    stop() {
+      clearTimeout(timer);
+      document.removeEventListener("visibilitychange", look);
+    },
+  };
 }
 
 async function persist(question, signal) {

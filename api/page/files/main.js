@@ -1,6 +1,6 @@
 // The page: its head, its addresses, its keys. Everything else is a view that lives until the next one comes.
 
-import { Problem, key, reach } from "./api.js";
+import { Problem, get, key, reach } from "./api.js";
 import { attribute, button, h, icon, put, text } from "./dom.js";
 import { rate } from "./format.js";
 import { jobView } from "./job.js";
@@ -26,6 +26,7 @@ let session = new AbortController(); // ends when somebody signs in or out
 let view = { name: null, end: new AbortController(), handle: null };
 
 function route() {
+  if (session.signal.aborted) return; // nobody is let in
   const [name, make, args] = destination();
   if (view.name !== name) {
     view.end.abort();
@@ -63,6 +64,7 @@ function title(words) {
 // -- the head
 
 const pace = h("a", { href: "#/farm", class: "pace-now" });
+const tenant = h("span", { class: "tenant" });
 const account = h("span", { class: "account" });
 const look = h("button", { type: "button", class: "button quiet", on: { click: turnTheme } }, icon("half"), h("span", { class: "unseen" }));
 
@@ -73,9 +75,10 @@ function makeHead() {
     h("nav", { "aria-label": "Views" }, h("a", { href: "#/" }, "Jobs"), h("a", { href: "#/farm" }, "Farm")),
     h("span", { class: "gap" }),
     pace,
+    tenant,
     account,
     look,
-    h("a", { class: "button primary", href: "#/new", "aria-keyshortcuts": "n" }, icon("plus"), h("span", {}, "New job"), h("kbd", { "aria-hidden": "true" }, "n")),
+    h("a", { class: "button primary needs-submit", href: "#/new", "aria-keyshortcuts": "n" }, icon("plus"), h("span", {}, "New job"), h("kbd", { "aria-hidden": "true" }, "n")),
   );
   showTheme();
 }
@@ -123,13 +126,23 @@ reach.addEventListener("locked", () => {
   askForKey(start);
 });
 
-function start() {
+/** Begin anew: with a key, without one, or with another. */
+async function start() {
   session.abort();
   session = new AbortController();
+  const { signal } = session;
   view.end.abort();
   view.name = null;
+  main.replaceChildren();
   put(account, key() && signOutButton(start));
-  startPulse(session.signal);
+  try {
+    const caller = await get("v1/whoami", signal);
+    document.documentElement.dataset.may = caller.scopes.join(" ");
+    text(tenant, caller.auth === "keys" ? caller.tenant : "");
+  } catch (error) {
+    if (signal.aborted || error.status === 401) return; // who signs in begins anew
+  }
+  startPulse(signal);
   route();
 }
 

@@ -3,7 +3,7 @@
 import { chart } from "./chart.js";
 import { attribute, h, keyed, put, text, vars } from "./dom.js";
 import { NONE, bytes, count, counted, duration, number, rate, short, since } from "./format.js";
-import { farm, history, pulse } from "./pulse.js";
+import { farm, history, mostLikelyFirst, pulse } from "./pulse.js";
 
 const SPAN_S = 15;
 const SPANS = 60;
@@ -67,7 +67,7 @@ function keepFresh(signal, show) {
 }
 
 function throughputHistory() {
-  return [history(SPANS, SPAN_S * 1000).map((images) => (images === null ? null : images / SPAN_S)), SPAN_S];
+  return [history(SPANS, SPAN_S), SPAN_S];
 }
 
 function figures() {
@@ -221,7 +221,7 @@ function finePrint(worker) {
 function showModels(place) {
   keyed(
     place,
-    [...farm.models].sort((a, b) => b.available - a.available || a.id.localeCompare(b.id)),
+    mostLikelyFirst(farm.models),
     (model) => model.id,
     (model) =>
       h("article", { class: "model" }, h("h3", {}, model.id), h("p", {}, model.description), h("p", { class: "fine" })),

@@ -34,12 +34,10 @@ export function inWords({ counts, total }) {
 
 /** What a job's state means to who waits for it. */
 export function outlook(job) {
-  if (job.state === "paused") return "paused";
-  if (job.state === "queued") return job.eta_s ? `waits, about ${duration(job.eta_s)}` : "waits for a worker";
+  if (job.state === "paused" || job.state === "cancelled") return "";
+  if (job.state === "queued") return job.eta_s ? `about ${duration(job.eta_s)}` : "waits for a worker";
   if (!isFinal(job)) return job.eta_s === null ? "time unknown as yet" : `${duration(job.eta_s)} left`;
-  const took = job.started_at && job.finished_at ? ` in ${duration(between(job.started_at, job.finished_at))}` : "";
-  if (job.state === "done") return `done${took}`;
-  return job.state === "failed" ? `${count(job.counts.failed)} failed${took}` : "cancelled";
+  return job.started_at && job.finished_at ? `in ${duration(between(job.started_at, job.finished_at))}` : "";
 }
 
 /** The pace of a job so far, or nothing. */

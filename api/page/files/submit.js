@@ -3,7 +3,7 @@
 import { Problem, ask } from "./api.js";
 import { attribute, button, h, put, say, text } from "./dom.js";
 import { count, counted, duration, number } from "./format.js";
-import { farm, pulse, refreshModels } from "./pulse.js";
+import { farm, mostLikelyFirst, pulse, refreshModels } from "./pulse.js";
 
 const DRAFT = "farm.draft";
 const SMALL_PX = 512;
@@ -72,12 +72,12 @@ export function submitView(root, { title, signal }) {
     ),
   );
   put(root, h("div", { class: "tools" }, h("h1", {}, "New job")), form);
-  if (draft.priority !== "normal" || draft.reproducibility !== "fast" || draft.label) form.querySelector("details").open = true;
+  if (Object.entries(CHOICES).some(([name, usual]) => (draft[name] ?? usual) !== usual) || draft.label) form.querySelector("details").open = true;
   let repeatable = { body: null, key: null };
 
   function showModels() {
     const chosen = fields.model.input.value || draft.model;
-    const models = [...farm.models].sort((a, b) => b.available - a.available || a.id.localeCompare(b.id));
+    const models = mostLikelyFirst(farm.models);
     put(
       fields.model.input,
       models.map((model) => h("option", { value: model.id }, model.available ? model.id : `${model.id} (no worker serves it)`)),
