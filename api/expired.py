@@ -26,13 +26,11 @@ def expired(farm: Parts, job_id: str, *, is_theirs: Callable[[str], bool]) -> Ht
     While the store is away nobody knows, and it counts as never.
     """
     try:
-        first_line, *_ = farm.store.read_start(manifest_key(job_id), _FIRST_LINE_BYTES).split(b"\n", 1)
-        if not is_theirs(str(json.loads(first_line)["tenant"])):
-            return None
-    except NoSuchObject:
-        return None
-    except (StorageDown, Fatal, ValueError, LookupError, TypeError) as error:
+        tenant = tenant_of_expired(farm, job_id)
+    except (StorageDown, Fatal) as error:
         log.warning("Whether %s has expired is unknown: %s", job_id, error, extra={"action": "manifest_unread"})
+        return None
+    if tenant is None or not is_theirs(tenant):
         return None
     manifest = f"/v1/jobs/{job_id}/manifest"
     return HttpProblem(
@@ -40,3 +38,15 @@ def expired(farm: Parts, job_id: str, *, is_theirs: Callable[[str], bool]) -> Ht
         f"{job_id} has ended, and its time in the ledger is over; what became of each image is at {manifest}",
         manifest=manifest,
     )
+
+
+def tenant_of_expired(farm: Parts, job_id: str) -> str | None:
+    """Return whose job it was, as its manifest tells; None when there is none to tell. Raises StorageDown, Fatal."""
+    try:
+        first_line, *_ = farm.store.read_start(manifest_key(job_id), _FIRST_LINE_BYTES).split(b"\n", 1)
+        return str(json.loads(first_line)["tenant"])
+    except NoSuchObject:
+        return None
+    except (ValueError, LookupError, TypeError) as error:
+        log.warning("The manifest of %s tells nothing: %s", job_id, error, extra={"action": "manifest_unread"})
+        return None

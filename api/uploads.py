@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from typing import Final
 
@@ -12,12 +11,14 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.bodies import check_media_type, read_bytes
+from api.callers import Asker
+from api.inputs import NOTHING_THERE, key_of_picture
 from api.parts import Farm, Parts
 from api.problems import BODY_TOO_LARGE, INVALID_REQUEST, STORAGE_DOWN, UNSUPPORTED_MEDIA_TYPE, documented
 from farm.errors import Fatal, Refused, StorageDown
 from farm.pictures import is_url, pictures_of, read_picture
 from farm.requests import JobSpec
-from farm.storage import CONTENT_TYPES, upload_key
+from farm.storage import CONTENT_TYPES
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
@@ -72,21 +73,21 @@ class Upload(BaseModel):
     },
     openapi_extra={"requestBody": _BODY},
 )
-async def upload_picture(request: Request, farm: Farm) -> JSONResponse:
+async def upload_picture(request: Request, farm: Farm, caller: Asker) -> JSONResponse:
     """Keep a picture for jobs to start from.
 
-    Its key follows from its bytes, so that sending it again changes nothing. PNG, JPEG, WebP or AVIF, whatever of them
-    `Content-Type` says; what does not decode is refused.
+    Its key follows from its bytes and from whose it is, so that sending it again changes nothing. PNG, JPEG, WebP or
+    AVIF, whatever of them `Content-Type` says; what does not decode is refused.
     """
     check_media_type(request, sorted(CONTENT_TYPES.values()))
     body = await read_bytes(request, max_bytes=farm.settings.max_upload_bytes)
     # Few at once: a decoded picture is a hundred times its file.
-    upload = await to_thread.run_sync(keep_picture, farm, body, limiter=farm.decoders)
+    upload = await to_thread.run_sync(keep_picture, farm, body, caller.tenant, limiter=farm.decoders)
     return JSONResponse(upload.model_dump(mode="json"), status_code=201, headers={"Location": upload.url})
 
 
-def keep_picture(farm: Parts, body: bytes, *, field: str = "body") -> Upload:
-    """Check a picture and put it into the store; raises Refused, naming `field`, and StorageDown.
+def keep_picture(farm: Parts, body: bytes, tenant: str, *, field: str = "body") -> Upload:
+    """Check a tenant's picture and put it into the store; raises Refused, naming `field`, and StorageDown.
 
     It decodes: call it within `farm.decoders`.
     """
@@ -96,7 +97,7 @@ def keep_picture(farm: Parts, body: bytes, *, field: str = "body") -> Upload:
         raise Refused(
             str(error), field=field, value=error.value or f"{len(body):,} bytes", choices=error.choices
         ) from error
-    key = upload_key(hashlib.sha256(body).hexdigest(), image_format)
+    key = key_of_picture(body, image_format, tenant=tenant)
     farm.store.put(key, body, CONTENT_TYPES[image_format])
     width, height = image.size
     extra = {"action": "picture_uploaded", "key": key, "bytes": len(body)}
@@ -118,7 +119,6 @@ def check_keys(farm: Parts, spec: JobSpec) -> None:
     try:
         for key, field in fields.items():
             if not farm.store.exists(key):
-                message = "nothing lies under this key; POST /v1/uploads answers with one"
-                raise Refused(message, field=field, value=key)
+                raise Refused(NOTHING_THERE, field=field, value=key)
     except (StorageDown, Fatal) as error:
         log.warning("Pictures of a job were not looked for: %s", error, extra={"action": "pictures_unchecked"})

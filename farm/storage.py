@@ -27,6 +27,9 @@ CONTENT_TYPES: Final[dict[ImageFormat, str]] = {
 }
 _EXTENSIONS: Final[dict[ImageFormat, str]] = {"png": "png", "jpeg": "jpg", "webp": "webp", "avif": "avif"}
 
+_UPLOADS: Final = "uploads/"
+_OWNED: Final = "of-"  # no digest begins so, nor can a name be "..": it is not the whole of a part of the key
+
 _PART_BYTES: Final = 8 * 1024 * 1024
 """Of a large object: what a write holds in memory. S3 takes 10,000 parts, hence objects of up to 80 GB."""
 _PIECE_BYTES: Final = 256 * 1024  # of an object that is read bit by bit
@@ -54,9 +57,19 @@ def object_key(job: str, index: int, image_format: ImageFormat) -> str:
     return f"jobs/{job}/{index:07d}.{_EXTENSIONS[image_format]}"
 
 
-def upload_key(digest: str, image_format: ImageFormat) -> str:
-    """Return the key of a client's picture: `uploads/<sha256 of its bytes, hex>.<extension>`."""
-    return f"uploads/{digest}.{_EXTENSIONS[image_format]}"
+def upload_key(digest: str, image_format: ImageFormat, *, owner: str | None = None) -> str:
+    """Return the key of a client's picture: `uploads/<sha256 of its bytes, hex>.<extension>`.
+
+    An owner's pictures lie apart from all others: `uploads/of-<owner>/…`.
+    """
+    folder = _UPLOADS if owner is None else f"{_UPLOADS}{_OWNED}{owner}/"
+    return f"{folder}{digest}.{_EXTENSIONS[image_format]}"
+
+
+def uploader_of(key: str) -> str | None:
+    """Return whose picture lies under a key, or would; None for one that is nobody's in particular."""
+    folder, _, name = key.removeprefix(_UPLOADS).rpartition("/")
+    return folder.removeprefix(_OWNED) if name and folder.startswith(_OWNED) else None
 
 
 def thumbnail_key(job: str, index: int) -> str:

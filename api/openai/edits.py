@@ -67,7 +67,7 @@ async def edit_image(request: Request, farm: Farm, caller: Asker, idempotency_ke
         asked.check_stream()
         row = await run_in_threadpool(row_of, farm, asked.model)
         # Few at once: a decoded picture is a hundred times its file.
-        size, keys = await to_thread.run_sync(_keep, farm, image, mask, limiter=farm.decoders)
+        size, keys = await to_thread.run_sync(_keep, farm, caller.tenant, image, mask, limiter=farm.decoders)
     if asked.size in (None, "auto"):
         width, height = fitting_size(*size, row)
         asked = asked.model_copy(update={"size": f"{width}x{height}"})
@@ -82,9 +82,11 @@ async def vary_image() -> None:
     raise HttpProblem(RETIRED, "variations are retired, here as at OpenAI: POST /v1/images/edits with a prompt")
 
 
-def _keep(farm: Parts, image: UploadFile, mask: UploadFile | None) -> tuple[tuple[int, int], tuple[str, str | None]]:
+def _keep(
+    farm: Parts, tenant: str, image: UploadFile, mask: UploadFile | None
+) -> tuple[tuple[int, int], tuple[str, str | None]]:
     """Check the pictures and keep them; return the image's size and the keys of both."""
-    kept = keep_picture(farm, _bytes_of(farm, image, "image"), field="image")
+    kept = keep_picture(farm, _bytes_of(farm, image, "image"), tenant, field="image")
     size = (kept.width, kept.height)
     if mask is None:
         return size, (kept.key, None)
@@ -93,7 +95,7 @@ def _keep(farm: Parts, image: UploadFile, mask: UploadFile | None) -> tuple[tupl
         picture, _ = read_picture(data, max_pixels=farm.settings.max_upload_pixels)
     except Refused as error:
         raise Refused(str(error), field="mask", choices=error.choices) from error
-    key = keep_picture(farm, farm_mask(picture, size), field="mask").key
+    key = keep_picture(farm, farm_mask(picture, size), tenant, field="mask").key
     return size, (kept.key, key)
 
 

@@ -66,6 +66,14 @@ class Tenants:
             )
         return found
 
+    def tenants_of(self, job_ids: Sequence[str]) -> dict[str, str | None]:
+        """Return whose each of these jobs is; None for one that has expired, or never was."""
+        with translate_outage(), self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hget(f"{PREFIX}job:{job_id}", "tenant")
+            names = pipe.execute()
+        return {job: None if name is None else name.decode() for job, name in zip(job_ids, names, strict=True)}
+
     def open_jobs(self, tenant: str) -> list[str]:
         """Return the ids of a tenant's jobs that are not settled."""
         with translate_outage():
