@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from api import (
+    a1111,
     events,
     farm_events,
     health,
@@ -39,15 +42,22 @@ from api.keyring import keys_of
 from api.metrics import HttpMetrics
 from api.observe import Observe
 from api.parts import DEFAULT_TENANT, build_parts
+from api.tracing import Tracing
 from api.webhooks import deliveries
 from api.webhooks import endpoints as webhooks
 from api.webhooks.sending import Sender
 from farm.catalog import load_catalog
 from farm.settings import Settings
+from farm.tracing import Traces, make_traces
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Return the application. Nothing is connected before it is asked for; raises Fatal for a broken setting."""
+def create_app(settings: Settings, *, traces: Traces | None = None) -> FastAPI:
+    """Return the application. Nothing is connected before it is asked for; raises Fatal for a broken setting.
+
+    Its own `traces` go where the settings and the environment say.
+    """
+    if traces is None:
+        traces = make_traces(settings, "api", environment=os.environ, instance=f"{socket.gethostname()}:{os.getpid()}")
     http_metrics = HttpMetrics()
     sender = Sender.of(settings)
     given_keys = keys_of(settings, tenant=DEFAULT_TENANT)
@@ -76,6 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
             http_metrics.registry.unregister(collector)
             farm.celery.close()
             farm.ledger.close()
+            traces.close()
 
     app = FastAPI(
         title="Diffusion Farm",
@@ -84,18 +95,20 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_tags=openapi.TAGS,
         lifespan=lifespan,
         redirect_slashes=False,  # a path is right or it is 404
-        # Scripts of another host make it, which must not get at the keys that a page of this origin holds.
-        docs_url="/docs" if settings.auth == "open" else None,
+        # Scripts of another host make them, which must not get at the keys that a page of this origin holds.
+        docs_url=None,
         redoc_url=None,
         generate_unique_id_function=_operation_id,
     )
     app.state.metrics = http_metrics
     app.state.asks_for_keys = settings.auth == "keys"
+    if traces.is_on:
+        app.add_middleware(Tracing, traces=traces)
     app.add_middleware(Gate, settings=settings)
     if cors_origins:
         app.add_middleware(CORSMiddleware, **cors_of(cors_origins))
     app.add_middleware(Observe, metrics=http_metrics)  # the last is the outermost
-    problems.install(app, dialects=openai.DIALECTS)
+    problems.install(app, dialects={**a1111.DIALECTS, **openai.DIALECTS})
     for module in (
         jobs,
         one_job,
@@ -114,7 +127,7 @@ def create_app(settings: Settings) -> FastAPI:
         page,
     ):
         app.include_router(module.router)
-    for router in openai.ROUTERS:
+    for router in (*openai.ROUTERS, *a1111.ROUTERS):
         app.include_router(router)
     app.webhooks.include_router(webhooks.messages)
     app.openapi = openapi.document_of(app, catalog=load_catalog(settings.catalog_file))  # type: ignore[method-assign]

@@ -26,14 +26,6 @@ HEADERS: Final = {
 }
 """Headers of every answer, unless it brings its own."""
 
-# FastAPI's /docs is made by scripts of this host, one of them inline. Nothing else is let in there.
-_DOCS: Final = "https://cdn.jsdelivr.net"
-DOCS_POLICY: Final = (
-    f"default-src 'none'; script-src 'unsafe-inline' {_DOCS}; style-src {_DOCS}; "
-    "img-src data: https://fastapi.tiangolo.com; connect-src 'self'; frame-ancestors 'none'"
-)
-"""Content-Security-Policy of the path `/docs`."""
-
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _OURS: Final = frozenset({"same-origin", "none"})  # of Sec-Fetch-Site: our page, or the user's own doing
 # Names that nobody can register: a site that wants to be taken for the farm has another.

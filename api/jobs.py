@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import secrets
-import time
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Final
 from urllib.parse import urlencode
@@ -18,7 +16,10 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 
-from api.bodies import parse_job_spec, read_body
+from api.batches.cells import JOB_PARAMETERS
+from api.batches.forms import Sent, job_asked, read_sent
+from api.batches.places import told_by
+from api.batches.preparing import prepare
 from api.callers import TENANT_NAME, Asker, Caller
 from api.job_examples import ACCEPTED_HEADERS, JOB_SPEC_BODY
 from api.one_job import hint_workers
@@ -28,6 +29,7 @@ from api.problems import (
     IDEMPOTENCY_CONFLICT,
     INVALID_REQUEST,
     LEDGER_DOWN,
+    MALFORMED_BODY,
     MALFORMED_JSON,
     QUEUE_FULL,
     UNKNOWN_MODEL,
@@ -35,17 +37,14 @@ from api.problems import (
     documented,
 )
 from api.schemas import Job, JobList
-from api.uploads import check_keys
-from farm.expand import expand
-from farm.jobs import Counts, Header, JobState, new_job_id
+from api.tracing import note_job
+from farm.jobs import Counts, Header, JobState
 from farm.ledger import JobStatus, Ledger
-from farm.pictures import hosts_of
 from farm.requests import JobSpec
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-_DRAWN_SEED_BITS: Final = 32  # what every tool around Stable Diffusion can show and take
 _MAX_SCANNED: Final = 1000  # jobs that one filtered listing looks at
 _SCAN_PAGE: Final = 100
 
@@ -90,6 +89,7 @@ class JobsQuery(BaseModel):
         202: {"headers": ACCEPTED_HEADERS},
         **documented(
             MALFORMED_JSON,
+            MALFORMED_BODY,
             BODY_TOO_LARGE,
             UNSUPPORTED_MEDIA_TYPE,
             INVALID_REQUEST,
@@ -99,7 +99,7 @@ class JobsQuery(BaseModel):
             LEDGER_DOWN,
         ),
     },
-    openapi_extra={"requestBody": JOB_SPEC_BODY},
+    openapi_extra={"requestBody": JOB_SPEC_BODY, "parameters": JOB_PARAMETERS},
 )
 async def create_job(
     request: Request, farm: Farm, caller: Asker, idempotency_key: IdempotencyKey = None
@@ -108,13 +108,11 @@ async def create_job(
 
     The job is durable when this answers, and workers take it up at once. Each prompt gives `num_images_per_prompt`
     images; image i has `seed + i`. What a prompt object leaves out comes from the job, and what the job leaves out
-    from the model's defaults.
+    from the model's defaults. What a body has no place for comes in the query, which wins over the body.
     """
-    body = await read_body(
-        request, max_bytes=farm.settings.max_body_bytes, remedy="; split the batch into several jobs"
-    )
+    sent = await read_sent(request, max_bytes=farm.settings.max_body_bytes)
     # In a thread: a large body takes hundreds of milliseconds to check and expand, and the ledger's calls block.
-    status, is_new = await run_in_threadpool(_accept_body, farm, caller, body, idempotency_key)
+    status, is_new = await run_in_threadpool(_accept_sent, farm, caller, sent, idempotency_key)
     headers = {"Location": f"/v1/jobs/{status.header.id}"}
     if not is_new:
         headers["Idempotent-Replayed"] = "true"
@@ -124,9 +122,12 @@ async def create_job(
     return JSONResponse(job.model_dump(mode="json"), status_code=202, headers=headers, background=task)
 
 
-def _accept_body(farm: Parts, caller: Caller, body: bytes, idempotency_key: str | None) -> tuple[JobStatus, bool]:
-    spec = parse_job_spec(body, max_prompts=farm.settings.max_prompts)
-    return accept(farm, spec, tenant=caller.tenant, idempotency_key=idempotency_key)
+def _accept_sent(farm: Parts, caller: Caller, sent: Sent, idempotency_key: str | None) -> tuple[JobStatus, bool]:
+    spec, places = job_asked(sent, max_prompts=farm.settings.max_prompts)
+    with told_by(places):
+        return accept(
+            farm, spec, tenant=caller.tenant, idempotency_key=idempotency_key, may_name_all=caller.is_operator
+        )
 
 
 def accept(
@@ -137,40 +138,27 @@ def accept(
     idempotency_key: str | None,
     job_id: str | None = None,
     afterwards: Sequence[str] = (),
+    may_name_all: bool = False,
 ) -> tuple[JobStatus, bool]:
     """Put a tenant's job into the ledger; return it as it stands, and whether it is new.
+
+    It may start from pictures of other tenants if `may_name_all`.
 
     Whoever has to know its id before it is there makes one (`new_job_id`); `afterwards` names the chores that its end
     brings, beside the manifest: kinds that `api.app` has handlers for.
 
     Raises Refused for what the catalog or the limits do not allow, QueueFull and LedgerDown.
     """
-    settings = farm.settings
-    row = farm.catalog.row(spec.model)
-    job = expand(
-        spec,
-        row,
-        job_id=job_id or new_job_id(),
-        tenant=tenant,
-        created_at=time.time(),
-        drawn_seed=secrets.randbits(_DRAWN_SEED_BITS),
-        max_prompts=settings.max_prompts,
-        max_images=settings.max_images,
-        controlnets=farm.catalog.controlnets_for(row),
-        input_hosts=hosts_of(settings.input_hosts),
-        afterwards=afterwards,
-    )
-    check_keys(farm, spec)
-    if spec.webhook is not None:
-        farm.webhooks.check(spec.webhook.url, field="webhook.url")
+    job = prepare(farm, spec, tenant=tenant, job_id=job_id, afterwards=afterwards, may_name_all=may_name_all)
     opened = farm.ledger.open(
         job,
         idempotency_key=idempotency_key,
         fingerprint=_fingerprint(spec) if idempotency_key else "",
-        max_queued_images=settings.max_queued_images,
+        max_queued_images=farm.settings.max_queued_images,
     )
     if not opened.created:
         return farm.ledger.job(opened.id), False
+    note_job(opened.id)
     extra = {"action": "job_accepted", "job": opened.id, "model": spec.model, "images": job.header.total}
     log.info("Accepted %s: %d images of %s", opened.id, job.header.total, spec.model, extra=extra)
     return _fresh(job.header), True
@@ -195,7 +183,10 @@ def _fresh(header: Header) -> JobStatus:
 
 def _fingerprint(spec: JobSpec) -> str:
     """Return what two bodies that ask for the same have in common, whatever their white space and order."""
-    canonical = json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    document = spec.model_dump(mode="json")
+    if spec.matrix is not None:
+        document["matrix"] = list(spec.matrix.axes.items())  # whose order is that of the images
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

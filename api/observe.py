@@ -10,7 +10,7 @@ from urllib.parse import quote
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.browsers import DOCS_POLICY, HEADERS
+from api.browsers import HEADERS
 from api.metrics import HttpMetrics
 
 log = logging.getLogger("api.access")
@@ -45,8 +45,6 @@ class Observe:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-                if scope["path"] == "/docs":
-                    headers["Content-Security-Policy"] = DOCS_POLICY
                 headers.setdefault("Cache-Control", "no-store")  # states change, and signed URLs are secrets
             await send(message)
 

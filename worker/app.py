@@ -31,6 +31,7 @@ from farm.logs import configure_logging
 from farm.queue import RENDER_TASK, hold_at_most, make_celery, queues, read_on, read_only
 from farm.settings import Settings
 from farm.storage import Store
+from farm.tracing import make_traces
 from worker.description import Description
 from worker.engine import Engine
 from worker.finishing import Finishing
@@ -86,6 +87,7 @@ def run(settings: Settings) -> int:
         catalog = load_catalog(settings.catalog_file).in_precision(settings.precision)
         models = served_models(settings.worker_models, catalog)
         name = f"{node}#{secrets.token_hex(4)}"
+        traces = make_traces(settings, "worker", environment=os.environ, instance=name)
         ledger = Ledger.connect(settings)
         store = Store.connect(settings)
         prepare_bucket(store)
@@ -130,6 +132,7 @@ def run(settings: Settings) -> int:
             serves=lambda model: model in serving.models,
             on_claim=appetite.claimed,
             longest_pause_s=settings.lease_s / 4,
+            traces=traces,
         )
         app = make_celery(settings)
         read_only(app, lambda: serving.models)
@@ -159,6 +162,7 @@ def run(settings: Settings) -> int:
         upkeep.stop()
         say_goodbye(ledger, name)
         drain.over()
+        traces.close()
         return 1 if drain.lost_device else code
 
 

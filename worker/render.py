@@ -10,6 +10,7 @@ import logging
 import random
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from farm.errors import Fatal, LedgerDown, StorageDown, Transient
+from farm.tracing import OFF, Traces
 from worker.company import AnotherIsAlone, Company
 from worker.files import files_of
 from worker.seat import EngineStopped, UnitCancelled
+from worker.told import story_of
 
 if TYPE_CHECKING:
     from farm.jobs import Hint, Unit
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from worker.pipelines.base import Inputs
     from worker.reuse import Reuse
     from worker.seat import Rendered
+    from worker.told import Story
 
 log: Final = logging.getLogger(__name__)
 
@@ -72,6 +76,7 @@ class Renderer:
         serves: Callable[[str], bool] = lambda _model: True,
         on_claim: Callable[[], None] = lambda: None,
         longest_pause_s: float = 3.0,
+        traces: Traces = OFF,
     ) -> None:
         """Ask again, while Redis or the storage is away, at least every `longest_pause_s`.
 
@@ -88,6 +93,7 @@ class Renderer:
         self._serves = serves
         self._on_claim = on_claim
         self._longest_pause_s = longest_pause_s
+        self._traces = traces
         self._company = Company()
         self._draining = threading.Event()
         self._changed = threading.Condition()  # guards the three below
@@ -98,22 +104,28 @@ class Renderer:
     def render(self, hint: Hint) -> Outcome:
         """Make the image of `hint`, unless the ledger says that it is not ours to make; return what came of it."""
         self._wait_for_room()
+        story = story_of(hint, self.name, self._traces)
         # Before the claim: whoever has to be alone must be so in what this worker holds, not in its seats alone. A unit
         # that is held when the worker dies has a strike.
         with self._company.joined(waits=lambda: not self._draining.is_set()):
-            return self._render(hint)
+            outcome = self._render(hint, story)
+        story.end(outcome)
+        return outcome
 
-    def _render(self, hint: Hint) -> Outcome:
+    def _render(self, hint: Hint, story: Story) -> Outcome:
         token = secrets.token_hex(6)  # of this message: an outage may swallow the answer that we have the unit
-        unit = self._until_redis_answers(lambda: self._ledger.claim(hint, self.name, token=token))
+        with story.part("claim"):
+            unit = self._until_redis_answers(lambda: self._ledger.claim(hint, self.name, token=token))
         if unit is None:
             return Outcome.DROPPED
+        story.about(model=unit.model)
         self._on_claim()
         with self._holding(hint) as lease:
             try:
-                inputs = self._fetch(lease, unit)
-                is_reused = self._reuse is not None and self._reuse.answer(unit, inputs)
-                rendered = None if is_reused else self._make(lease, unit, inputs)
+                with story.part("fetch"):
+                    inputs = self._fetch(lease, unit)
+                    is_reused = self._reuse is not None and self._reuse.answer(unit, inputs)
+                rendered = None if is_reused else self._make(lease, unit, inputs, story)
             except UnitCancelled as error:
                 return self._release(unit, Outcome.LOST, error)
             except (EngineStopped, AnotherIsAlone) as error:
@@ -126,9 +138,10 @@ class Renderer:
                 return self._fail(unit, f"{type(error).__name__}: {error}", final=False, delay_s=delay_s)
             gpu_s = 0.0 if rendered is None else rendered.timings.gpu_s
             render_s = 0.0 if rendered is None else rendered.timings.render_s
-            counted = self._until_redis_answers(
-                lambda: self._ledger.stored(hint, self.name, gpu_s=gpu_s, render_s=render_s, reused=is_reused)
-            )
+            with story.part("count"):
+                counted = self._until_redis_answers(
+                    lambda: self._ledger.stored(hint, self.name, gpu_s=gpu_s, render_s=render_s, reused=is_reused)
+                )
         outcome = Outcome.STORED if counted else Outcome.REPEATED
         if rendered is not None:
             for warning in rendered.warnings:
@@ -139,18 +152,21 @@ class Renderer:
         log.info("stored an image", extra={**_names(unit), "action": f"unit_{outcome}", **measured})
         return outcome
 
-    def _make(self, lease: _Lease, unit: Unit, inputs: Inputs) -> Rendered:
+    def _make(self, lease: _Lease, unit: Unit, inputs: Inputs, story: Story) -> Rendered:
         """Render the unit, by itself if it must be, and put its files; raises what engine, company and `_until` do."""
         if not self._serves(unit.model):  # its message was read a moment before that ended
             raise EngineStopped("its model is not served here any more")
         with self._company.alone(go_on=lambda: self._go_on(lease)) if unit.alone else nullcontext():
+            submitted_ns = time.time_ns()
             future = self._engine.submit(unit, inputs)
             if lease.is_lost:  # before the engine knew of it, so that the engine was told in vain
                 self._engine.cancel(unit.job, unit.index)
             rendered = future.result()
+        story.rode(rendered.timings, submitted_ns=submitted_ns)
         with self._undelivered():
-            for file in files_of(unit, rendered):
-                self._deliver(lease, unit, file)
+            for file in story.each("encode", files_of(unit, rendered)):
+                with story.part("put"):
+                    self._deliver(lease, unit, file)
         return rendered
 
     # -- what others ask of us

@@ -1,4 +1,4 @@
-"""Dashboard and alert rules ask for what there is: their metrics and labels stand in what a running API tells."""
+"""What an operator sees: dashboard and alert rules ask for what a running API tells, and jobs have their traces."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
-from api_client import heartbeat
+from api.app import create_app
+from api_client import Api, api_settings, heartbeat
 from farm.ledger import Gpu
+from farm.tracing import trace_id_of, traces_to
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "diffusion-farm.json").read_text(encoding="utf-8"))
@@ -99,9 +102,6 @@ def asked_of(expression):
 @pytest.fixture(scope="module")
 def told(valkey_server):
     """Return the labels of every sample that the API of a farm with a GPU and a price tells, by name."""
-    from api.app import create_app  # noqa: PLC0415  beside the settings that it is for
-    from api_client import Api, api_settings  # noqa: PLC0415
-
     valkey_server.flush()
     with Api(create_app(api_settings(valkey_server.url, gpu_hour_price=1.0))) as api:
         api.post_job()
@@ -165,3 +165,25 @@ def test_every_metric_of_the_farm_has_a_unit_in_its_name_or_counts_things(told):
     for name in told:
         assert not re.search(r"_(ms|s|mib|mb|percent|c|w|j)(_total)?$", name), name
     assert sum(name.removesuffix("_total").endswith(units) for name in told) > 10
+
+
+def test_the_request_that_brings_a_job_is_the_root_of_its_trace(redis_url):
+    """Others are told only if their client keeps a trace; what a worker says of the job hangs below the request."""
+    exporter = InMemorySpanExporter()
+    with Api(create_app(api_settings(redis_url), traces=traces_to(exporter, service="api"))) as api:
+        job = api.post_job()
+        api.get(job["links"]["self"])
+        api.get("/v1/jobs", headers={"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})
+        api.post_job(model="nothing like this", expect=422)
+    spans = exporter.get_finished_spans()
+    assert [span.name for span in spans] == ["POST /v1/jobs", "GET /v1/jobs"]
+    posted, listed = spans
+    assert f"{posted.context.trace_id:032x}" == trace_id_of(job["id"])
+    assert posted.attributes == {
+        "http.request.method": "POST",
+        "http.route": "/v1/jobs",
+        "http.response.status_code": 202,
+        "farm.jobs": job["id"],
+    }
+    assert f"{listed.context.trace_id:032x}" == "a" * 32
+    assert posted.start_time < posted.end_time
