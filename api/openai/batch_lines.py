@@ -169,13 +169,13 @@ class _Parser:
             self._is_broken = False
         elif asked.model != self._model:
             message = f"all lines of a file ask for one model, and the first one asks for {self._model!r}"
-            self.note(number, "mismatched_model", message, "model")
+            self.note(number, "mismatched_model", message, "body.model")
             return
         if self.output is None:
             self.output = asked.output
         elif asked.output != self.output:
             message = "all lines of a file have the output_format and output_compression of the first"
-            self.note(number, "mismatched_output_format", message, "output_format")
+            self.note(number, "mismatched_output_format", message, "body.output_format")
             return
         prompt = prompt_of(asked, self.row)
         self._check(JobSpec(model=self.row.name, prompts=[prompt]))
@@ -183,7 +183,8 @@ class _Parser:
 
     def _note_problem(self, number: int, problem: HttpProblem) -> None:
         told = error_of(problem)
-        self.note(number, told.code or "invalid_value", told.message, told.param)
+        param = None if told.param is None else f"body.{told.param}"
+        self.note(number, told.code or "invalid_value", told.message, param)
 
 
 _KNOWN: Final = [*GenerationRequest.model_fields, *BatchLine.model_fields]

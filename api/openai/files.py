@@ -224,14 +224,14 @@ async def create_file(request: Request, farm: Farm, caller: Asker) -> FileObject
         keep = partial(
             Files(farm.store, caller.tenant).put,
             iter(partial(file.file.read, _PIECE_BYTES), b""),
-            filename=_plain(file.filename or "file"),
+            filename=plain_name(file.filename or "file"),
             purpose=asked.purpose,
             expires_after_s=asked.expires_after_s or _BATCH_EXPIRY_S,
         )
         return await run_in_threadpool(keep)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """Return a name without folders, and without what nobody could print."""
     last = name.replace("\\", "/").rpartition("/")[2]
     return "".join(each if each.isprintable() else "_" for each in last)[:_MAX_NAME_CHARS] or "file"

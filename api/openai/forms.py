@@ -63,6 +63,21 @@ class Form:
         return parsed
 
 
+class _Parser(MultiPartParser):
+    """Starlette's, which would take a body that ends in the middle for a whole one."""
+
+    is_whole = False
+
+    def on_end(self) -> None:
+        """Note the last boundary."""
+        self.is_whole = True
+
+    def close(self) -> None:
+        """Let go of all files, the unfinished too."""
+        for file in self._files_to_close_on_error:
+            file.close()
+
+
 @asynccontextmanager
 async def read_form(request: Request, *, max_bytes: int, max_files: int) -> AsyncIterator[Form]:
     """Read a body of at most `max_bytes`; its files are gone when the context ends.
@@ -71,15 +86,14 @@ async def read_form(request: Request, *, max_bytes: int, max_files: int) -> Asyn
     """
     check_media_type(request, [MEDIA_TYPE])
     body = stream_bytes(request, max_bytes=max_bytes)
-    parser = MultiPartParser(
-        request.headers, body, max_files=max_files, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
-    )
+    parser = _Parser(request.headers, body, max_files=max_files, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
     try:
         data = await parser.parse()
     except MultiPartException as error:
-        found = FieldError(field="body", value=None, message=f"is no form that is read here: {error.message}")
-        raise HttpProblem(INVALID_REQUEST, f"the body {found.message}", errors=[found]) from error
+        raise _no_form(error.message) from error
     try:
+        if not parser.is_whole:
+            raise _no_form("its last boundary is missing")
         form = Form({}, {})
         for name, value in data.multi_items():
             plain = name.removesuffix("[]")
@@ -91,4 +105,9 @@ async def read_form(request: Request, *, max_bytes: int, max_files: int) -> Asyn
                 form.fields[plain] = value
         yield form
     finally:
-        await data.close()
+        parser.close()
+
+
+def _no_form(reason: str) -> HttpProblem:
+    found = FieldError(field="body", value=None, message=f"is no form that is read here: {reason}")
+    return HttpProblem(INVALID_REQUEST, f"the body {found.message}", errors=[found])

@@ -1,0 +1,143 @@
+"""The unmodified `openai` client on a whole farm: it lists models, renders, edits, streams and runs a batch."""
+
+import base64
+import io
+import json
+import time
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+
+from running_farm import running_farm
+
+SIZE = "64x64"
+FEW = {"num_inference_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def farm(tmp_path_factory):
+    """Run a farm with one CPU worker and the model that ships."""
+    with running_farm(tmp_path_factory.mktemp("farm")) as farm:
+        farm.start_worker()
+        yield farm
+
+
+@pytest.fixture(scope="module")
+def client(farm):
+    """Return OpenAI's client, told nothing but where the farm is."""
+    with openai.OpenAI(base_url=f"{farm.client.base_url}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+def picture(b64):
+    """Return the picture that an answer carries."""
+    image = Image.open(io.BytesIO(base64.b64decode(b64)))
+    image.load()
+    return image
+
+
+def test_models_are_listed_and_found(client):
+    """A model that is not there is NotFoundError, as any other client of OpenAI's knows it."""
+    models = client.models.list().data
+    assert "scenes" in [model.id for model in models]
+    assert client.models.retrieve("scenes").object == "model"
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("gpt-image-1")
+    assert caught.value.code == "model_not_found"
+
+
+def test_images_come_in_base64_or_by_url(client):
+    """Both are the same pictures, and each tells the seed that gives it again."""
+    asked = {"model": "scenes", "prompt": "a red circle", "n": 2, "size": SIZE, "extra_body": {**FEW, "seed": 7}}
+    whole = client.images.generate(**asked)
+    assert [image.seed for image in whole.data] == [7, 8]
+    assert (whole.size, whole.output_format, whole.usage.total_tokens) == (SIZE, "png", 0)
+    assert picture(whole.data[0].b64_json).size == (64, 64)
+    by_url = client.images.generate(**asked, response_format="url")
+    assert [httpx.get(image.url).content for image in by_url.data] == [
+        base64.b64decode(image.b64_json) for image in whole.data
+    ]
+
+
+def test_the_first_model_that_is_served_is_taken_where_none_is_named(client):
+    """A client that only has a prompt gets an image, in the format and quality it asks for."""
+    answer = client.images.generate(
+        prompt="a blue square", size=SIZE, output_format="webp", output_compression=50, quality="low"
+    )
+    assert picture(answer.data[0].b64_json).format == "WEBP"
+
+
+def test_a_stream_shows_partial_images_and_then_the_whole(client):
+    """Previews come in their order; the last event is the picture."""
+    stream = client.images.generate(
+        model="scenes",
+        prompt="a red circle",
+        size="256x256",
+        stream=True,
+        partial_images=2,
+        extra_body={"num_inference_steps": 60},
+    )
+    events = list(stream)
+    *partial, completed = events
+    assert completed.type == "image_generation.completed"
+    assert picture(completed.b64_json).size == (256, 256)
+    assert partial, "the picture was there before any preview of it"
+    assert [event.partial_image_index for event in partial] == list(range(len(partial)))
+    assert {event.type for event in partial} == {"image_generation.partial_image"}
+    assert picture(partial[0].b64_json).format == "JPEG"
+
+
+def test_an_image_is_edited_where_the_mask_is_transparent(client):
+    """What the mask covers stays as it was; a stream of an edit has events of its own."""
+    image = io.BytesIO()
+    Image.new("RGB", (64, 64), "white").save(image, "PNG")
+    mask = Image.new("RGBA", (64, 64), (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (32, 0, 64, 64))
+    mask_file = io.BytesIO()
+    mask.save(mask_file, "PNG")
+    asked = {"model": "scenes", "prompt": "a blue square", "extra_body": {**FEW, "seed": 3}}
+    edited = client.images.edit(image=[("i.png", image.getvalue())], mask=("m.png", mask_file.getvalue()), **asked)
+    assert edited.size == SIZE
+    shown = picture(edited.data[0].b64_json).convert("RGB")
+    kept, painted = shown.crop((0, 0, 24, 64)), shown.crop((40, 0, 64, 64))
+    assert min(low for low, _ in kept.getextrema()) > 250
+    assert min(low for low, _ in painted.getextrema()) < 250
+    (event,) = client.images.edit(image=("i.png", image.getvalue()), stream=True, **asked)
+    assert event.type == "image_edit.completed"
+
+
+def test_a_batch_renders_each_line(client):
+    """A script for OpenAI's batches runs as it is: upload, create, poll, read the output file."""
+    lines = [
+        {
+            "custom_id": f"line-{number}",
+            "method": "POST",
+            "url": "/v1/images/generations",
+            "body": {"model": "scenes", "prompt": prompt, "size": size, "response_format": kind, **FEW},
+        }
+        for number, (prompt, size, kind) in enumerate(
+            [("a red circle", SIZE, "b64_json"), ("a blue square", "128x64", "url"), ("a star", SIZE, "b64_json")]
+        )
+    ]
+    data = "\n".join(json.dumps(line) for line in lines).encode()
+    file = client.files.create(file=("prompts.jsonl", data), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=file.id,
+        endpoint="/v1/images/generations",
+        completion_window="24h",
+        metadata={"shoot": "spring"},
+    )
+    deadline = time.monotonic() + 60
+    while batch.status in ("validating", "in_progress", "finalizing") and time.monotonic() < deadline:
+        time.sleep(0.2)
+        batch = client.batches.retrieve(batch.id)
+    assert (batch.status, batch.metadata, batch.error_file_id) == ("completed", {"shoot": "spring"}, None)
+    assert batch.request_counts.to_dict() == {"total": 3, "completed": 3, "failed": 0}
+    results = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    assert [result["custom_id"] for result in results] == ["line-0", "line-1", "line-2"]
+    assert {result["response"]["status_code"] for result in results} == {200}
+    first, second, _ = (result["response"]["body"]["data"][0] for result in results)
+    assert picture(first["b64_json"]).size == (64, 64)
+    assert Image.open(io.BytesIO(httpx.get(second["url"]).content)).size == (128, 64)
