@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 from fastapi import Request
@@ -23,6 +23,8 @@ from farm.errors import Refused
 from farm.requests import JobSpec, PromptSpec
 
 _JSON_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)  # possessive: never backtracks
+JSON_TYPE: Final = "application/json"
+
 _MAX_EXCERPT_BYTES: Final = 100
 _MAX_FIELDS: Final = 64  # of one object; far more than any has, few enough to list what is wrong with them
 _MAX_DEPTH: Final = 2  # a LoRA lies in a list in a prompt
@@ -32,7 +34,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 async def read_body(request: Request, *, max_bytes: int, remedy: str = "") -> bytes:
     """Return the body of a JSON request, as `read_bytes` does."""
-    _check_headers(request)
+    check_text_type(request, [JSON_TYPE])
     return await read_bytes(request, max_bytes=max_bytes, remedy=remedy)
 
 
@@ -70,8 +72,8 @@ def check_media_type(request: Request, allowed: list[str]) -> None:
 
 def parse_job_spec(body: bytes, *, max_prompts: int) -> JobSpec:
     """Return the job that a body asks for; raises HttpProblem or Refused, naming every field that is wrong."""
-    _check_density(body, max_prompts=max_prompts)
-    document = _object_in(body)
+    check_density(body, max_prompts=max_prompts)
+    document = object_in(body)
     _check_breadth(document, max_prompts=max_prompts)
     try:
         # Strict: "512" is no number and true is no 1. From bytes, because strict enums take strings only from JSON.
@@ -85,7 +87,7 @@ def parse_job_spec(body: bytes, *, max_prompts: int) -> JobSpec:
 
 def parse_object(body: bytes, model: type[Model]) -> Model:
     """Return the small object that a body holds; raises HttpProblem, naming every field that is wrong."""
-    document = _object_in(body)
+    document = object_in(body)
     _check_num_fields("", document)
     try:
         return model.model_validate_json(body, strict=True)
@@ -93,7 +95,8 @@ def parse_object(body: bytes, model: type[Model]) -> Model:
         raise invalid(error, document=document, known=list(model.model_fields)) from error
 
 
-def _object_in(body: bytes) -> dict[str, Any]:
+def object_in(body: bytes) -> dict[str, Any]:
+    """Return the JSON object that a body is; raises HttpProblem."""
     try:
         document = from_json(body, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
@@ -108,12 +111,12 @@ def _object_in(body: bytes) -> dict[str, Any]:
     return document
 
 
-def _check_density(body: bytes, *, max_prompts: int) -> None:
+def check_density(body: bytes, *, max_prompts: int) -> None:
     """Refuse a body of more parts than any job has, before it is parsed.
 
     Sixteen megabytes of `[],[],…` would take seconds to build and to drop, with the whole process waiting.
     """
-    limit = max_prompts * _PARTS_OF_PROMPT + _PARTS_OF_JOB + 4 * _MAX_FIELDS  # the last, to explain small excess
+    limit = max_parts(max_prompts)
 
     def num_parts(text: bytes) -> int:
         return sum(text.count(mark) for mark in (b",", b"[", b"{"))
@@ -123,6 +126,11 @@ def _check_density(body: bytes, *, max_prompts: int) -> None:
         message = f"has more parts than a job of {max_prompts:,} prompts can have; split the batch"
         found = FieldError(field="body", value=f"{len(body):,} bytes", message=message, choices=[f"{limit} or fewer"])
         raise HttpProblem(INVALID_REQUEST, f"the body {message}", errors=[found])
+
+
+def max_parts(max_prompts: int) -> int:
+    """Return how many commas and opening brackets the body of a job may have, less those in its texts."""
+    return max_prompts * _PARTS_OF_PROMPT + _PARTS_OF_JOB + 4 * _MAX_FIELDS  # the last, to explain small excess
 
 
 def _max_parts(schema: dict[str, Any], definitions: dict[str, Any]) -> int:
@@ -148,18 +156,20 @@ _PARTS_OF_PROMPT: Final = _max_parts_of(PromptSpec)
 _PARTS_OF_JOB: Final = _max_parts_of(JobSpec)  # with a single prompt
 
 
-def _check_headers(request: Request) -> None:
-    """Refuse what is not plain UTF-8 JSON. A request without Content-Type is taken at its word."""
-    given = request.headers.get("content-type", "application/json")
+def check_text_type(request: Request, allowed: Sequence[str]) -> str:
+    """Return the type of a body of text, in lower case; raises HttpProblem unless it is allowed, and plain UTF-8.
+
+    A request without Content-Type is taken for JSON, and so is `application/…+json`.
+    """
+    given = request.headers.get("content-type", JSON_TYPE)
     media_type, _, parameters = given.partition(";")
     media_type = media_type.strip().lower()
-    charset = _parameter(parameters, "charset")
-    is_json = media_type == "application/json" or (
-        media_type.startswith("application/") and media_type.endswith("+json")
-    )
-    if not is_json or charset not in ("", "utf-8", "utf8", "us-ascii"):
-        raise _unsupported("Content-Type", given, ["application/json"])
+    if media_type.startswith("application/") and media_type.endswith("+json"):
+        media_type = JSON_TYPE
+    if media_type not in allowed or _parameter(parameters, "charset") not in ("", "utf-8", "utf8", "us-ascii"):
+        raise _unsupported("Content-Type", given, list(allowed))
     _check_encoding(request)
+    return media_type
 
 
 def _check_encoding(request: Request) -> None:

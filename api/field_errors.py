@@ -59,6 +59,17 @@ _FOREIGN_NAMES: Final = {
     "format": "output",
 }
 
+_SAME_MEANING: Final = frozenset(
+    {"num_inference_steps", "guidance_scale", "scheduler", "num_images_per_prompt", "prompt", "negative_prompt"}
+)
+
+
+def our_name(foreign: str) -> str | None:
+    """Return what a parameter of another system is called here, where it means just the same."""
+    name = _FOREIGN_NAMES.get(foreign)
+    return name if name in _SAME_MEANING else None
+
+
 _MESSAGES: Final = {
     "missing": "is required",
     "int_type": "must be a whole number",
@@ -83,6 +94,8 @@ class FieldError(BaseModel):
     value: Any = Field(None, description="What was given; long values are cut.")
     message: str
     choices: list[str] | None = Field(None, description="What would do: values, or a range such as `1 to 1000`.")
+    row: int | None = Field(None, description="Line of the body where it stands, from 1; of forms that have lines.")
+    column: str | None = Field(None, description="What the body calls its column, in a table.")
 
 
 def echo(value: object) -> object:
@@ -181,6 +194,14 @@ def _unknown_field(name: str, known: list[str] | None) -> tuple[str, list[str] |
     return ("is not a known field" + (f"; did you mean `{near[0]}`?" if near else "")), known
 
 
+_PARTS_OF_JOB: Final[dict[str, type[BaseModel]]] = {
+    "output": Output,
+    "webhook": WebhookSpec,
+    "template": TemplateSpec,
+    "matrix": MatrixSpec,
+}
+
+
 def _known_fields(loc: Sequence[object]) -> list[str] | None:
     """Return the fields that the object at this path has."""
     model: type[BaseModel] | None = None
@@ -189,14 +210,8 @@ def _known_fields(loc: Sequence[object]) -> list[str] | None:
             model = JobSpec
         case ("prompts", _):
             model = PromptSpec
-        case ("output",):
-            model = Output
-        case ("webhook",):
-            model = WebhookSpec
-        case ("template",):
-            model = TemplateSpec
-        case ("matrix",):
-            model = MatrixSpec
+        case (str(name),) if name in _PARTS_OF_JOB:
+            model = _PARTS_OF_JOB[name]
         case (*_, "loras", int()):
             model = LoraSpec
         case (*_, "controlnets", int()):

@@ -123,11 +123,11 @@ class Header:
     reuse: bool = False
     webhook: WebhookSpec | None = None
     afterwards: tuple[str, ...] = ()  # kinds of chores that its end brings, beside the manifest
-    grid: tuple[Axis, ...] | None = None  # how its images stand on one labelled picture; None: nobody asked for it
+    grid: tuple[Axis, ...] | None = None  # of one labelled picture of all images; None: nobody asked for it
 
 
 class Axis(NamedTuple):
-    """Something that varies over the images of a job, and what it is called; the last axis varies fastest."""
+    """A field that varies over the images of each prompt, and its values in words; the last axis varies fastest."""
 
     name: str
     labels: tuple[str, ...]
