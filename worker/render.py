@@ -164,7 +164,7 @@ class Renderer:
             rendered = future.result()
         story.rode(rendered.timings, submitted_ns=submitted_ns)
         with self._undelivered():
-            for file in story.each("encode", files_of(unit, rendered)):
+            for file in story.each("encode file", files_of(unit, rendered)):
                 with story.part("put"):
                     self._deliver(lease, unit, file)
         return rendered
