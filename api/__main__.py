@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import logging
+import sys
+from contextlib import suppress
+from socket import socket
+from typing import Final
 
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 
 from api.app import create_app
@@ -19,7 +24,7 @@ _NOT_STARTED: Final = 3  # as uvicorn's own command ends
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but whoever waits for news is told first that there will be no more: it would wait for them to leave."""
+    """uvicorn, but whoever waits for news is told first that no more will come: it waits for them to leave."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
@@ -70,6 +75,11 @@ def main() -> None:
         server_header=False,
         timeout_graceful_shutdown=_DRAIN_S,
     )
+    server = Server(config, app)
+    with suppress(KeyboardInterrupt):  # uvicorn has stopped in good order, and raises the signal again
+        server.run()
+    if not server.started:
+        sys.exit(_NOT_STARTED)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def list_images(farm: Farm, job: OwnJob, query: Annotated[ImagesQuery, Query()])
     end = query.offset + len(images)
     following = urlencode({"offset": end, "limit": query.limit})
     return ImagePage(
-        data=[_image(farm, header, status) for status in images],
+        data=[image_of(farm, header, status) for status in images],
         total=header.total,
         offset=query.offset,
         limit=query.limit,
@@ -54,7 +54,7 @@ def list_images(farm: Farm, job: OwnJob, query: Annotated[ImagesQuery, Query()])
 def get_image(farm: Farm, job: OwnJob, index: Index) -> ImageInFull:
     """Tell where one image of a job is, and what asks for it again."""
     header = job.header
-    image = _image(farm, header, farm.ledger.image(header.id, index))
+    image = image_of(farm, header, farm.ledger.image(header.id, index))
     (entry,) = farm.ledger.entries(header.id, image.prompt_index, image.prompt_index)
     # A row may have left the catalog since; a job for it would be refused in any case.
     loras = farm.catalog.row(header.model).loras if header.model in farm.catalog else ()
@@ -83,10 +83,11 @@ def cancel_image(farm: Farm, job: OwnJob, index: Index) -> Image:
     One that waits is not started any more, one that is being rendered leaves its batch at the next step, and another
     takes its seat. One that is stored or failed stays as it is, and so does the rest of the job.
     """
-    return _image(farm, job.header, farm.ledger.cancel_image(job.header.id, index))
+    return image_of(farm, job.header, farm.ledger.cancel_image(job.header.id, index))
 
 
-def _image(farm: Parts, header: Header, status: ImageStatus) -> Image:
+def image_of(farm: Parts, header: Header, status: ImageStatus) -> Image:
+    """Return an image of a job in the form that is told, with signed URLs of what is stored of it."""
     if status.state is not UnitState.STORED:
         return Image.of(status)
     signed, job_id, index, output = farm.store.presigned_url, header.id, status.index, header.output

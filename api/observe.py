@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.browsers import HEADERS
 from api.metrics import HttpMetrics
+from api.streaming import IS_HEAD
 
 log = logging.getLogger("api.access")
 
@@ -36,7 +37,7 @@ class Observe:
         status = 500  # what an exception that passes through here becomes
         method = scope["method"]
         # A HEAD is a GET whose body the server leaves out; routes know GET only.
-        inner = {**scope, "method": "GET"} if method == "HEAD" else scope
+        inner = {**scope, "method": "GET", IS_HEAD: True} if method == "HEAD" else scope
 
         async def send_on(message: Message) -> None:
             nonlocal status

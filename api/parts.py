@@ -10,6 +10,7 @@ from anyio import CapacityLimiter
 from celery import Celery
 from fastapi import Depends, Request
 
+from api.bulletin import Bulletin
 from api.keyring import Keyring, OpenedBy
 from api.watching import Watcher
 from api.webhooks.sending import Sender
@@ -35,6 +36,7 @@ class Parts:
     catalog: Catalog
     ledger: Ledger
     watcher: Watcher
+    bulletin: Bulletin
     keyring: Keyring
     celery: Celery
     store: Store
@@ -45,17 +47,17 @@ class Parts:
     testers: CapacityLimiter  # threads that wait for a receiver while a client waits for them
 
 
-def build_parts(
-    settings: Settings, webhooks: Sender, keys: Mapping[bytes, OpenedBy], *, started_at: float
-) -> Parts:
+def build_parts(settings: Settings, webhooks: Sender, keys: Mapping[bytes, OpenedBy], *, started_at: float) -> Parts:
     """Build the rest from the settings. Connects to nothing; raises Fatal for a broken catalog file."""
     # A client waits for each answer: better 503 after some seconds than a thread held for half a minute.
     ledger = Ledger.connect(settings, socket_timeout_s=3, retries=1)
+    watcher = Watcher(ledger)
     return Parts(
         settings=settings,
         catalog=load_catalog(settings.catalog_file),
         ledger=ledger,
-        watcher=Watcher(ledger),
+        watcher=watcher,
+        bulletin=Bulletin(ledger, watcher, gpu_hour_price=settings.gpu_hour_price),
         keyring=Keyring(ledger, keys),
         celery=make_celery(settings),
         store=Store.connect(settings),

@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 from farm.errors import LedgerDown, UnknownJob
 from farm.ledger import ImageChange, JobStatus, Look, PreviewTold
@@ -53,6 +53,7 @@ class Watched:
     looked_at_s: float = float("-inf")
     timer: asyncio.TimerHandle | None = None  # of the next look
     waiting: set[asyncio.Future[None]] = field(default_factory=set)
+    memo: dict[str, Any] = field(default_factory=dict)
 
     def take(self, look: Look) -> None:
         """Take over what a look has found."""
@@ -128,6 +129,8 @@ class Watch:
     ) -> None:
         self.position = after
         """How many ends of images have been told, of all there are; None before the first thing is told."""
+        self.memo = watched.memo
+        """For those who watch the same job: what they make of it once for all of them. Gone with the last of them."""
         self._watched = watched
         self._check_open = check_open
         self._read_ended = read_ended

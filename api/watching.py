@@ -14,9 +14,9 @@ import contextlib
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final, TypeVar
 
 from api.watched import GAP_S, Seen, Watch, Watched, WatcherClosed
@@ -50,6 +50,7 @@ class Watcher:
         self._kicked = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
         self._listener: threading.Thread | None = None
+        self._hearers: list[Callable[[Heard], None]] = []
         self._threads = ThreadPoolExecutor(1, "watcher")  # our own: reads do not queue behind endpoints that block
         self._closed = threading.Event()
 
@@ -107,22 +108,38 @@ class Watcher:
 
         Ends of images are told from position `after` on, with None from now on.
         """
-        self._begin()
-        if self._listener is None:
-            loop = asyncio.get_running_loop()
-            self._listener = threading.Thread(target=self._listen, args=(loop,), name="watcher-ear", daemon=True)
-            self._listener.start()
+        self._begin_to_listen()
         watched = self._watched.setdefault(job_id, Watched(job_id))
         watched.watchers += 1
         self._look_soon([watched])
         try:
-            yield Watch(watched, after=after, check_open=self._check_open, read_ended=self._read_ended)
+            yield Watch(watched, after=after, check_open=self.check_open, read_ended=self._read_ended)
         finally:
             watched.watchers -= 1
             if watched.watchers == 0:
                 del self._watched[job_id]
                 if watched.timer is not None:
                     watched.timer.cancel()
+
+    @contextmanager
+    def overhearing(self, on_heard: Callable[[Heard], None]) -> Iterator[None]:
+        """Have every hint told to a function, too, for the length of a `with` block."""
+        self._begin_to_listen()
+        self._hearers.append(on_heard)
+        try:
+            yield
+        finally:
+            self._hearers.remove(on_heard)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be asked any more."""
+        return self._closed.is_set()
+
+    def check_open(self) -> None:
+        """Raise WatcherClosed once it is closed."""
+        if self.is_closed:
+            raise WatcherClosed("the API stops")
 
     def close(self) -> None:
         """End all that waits with WatcherClosed; nothing can be asked any more."""
@@ -142,13 +159,9 @@ class Watcher:
     # -- reading
 
     def _begin(self) -> None:
-        self._check_open()
+        self.check_open()
         if self._reader is None:
             self._reader = asyncio.create_task(self._keep_reading())
-
-    def _check_open(self) -> None:
-        if self._closed.is_set():
-            raise WatcherClosed("the API stops")
 
     async def _read_ended(self, job_id: str, position: int, limit: int) -> tuple[ImageChange, ...]:
         """Read a part of a job's log that nobody remembers."""
@@ -234,6 +247,13 @@ class Watcher:
 
     # -- listening
 
+    def _begin_to_listen(self) -> None:
+        self._begin()
+        if self._listener is None:
+            loop = asyncio.get_running_loop()
+            self._listener = threading.Thread(target=self._listen, args=(loop,), name="watcher-ear", daemon=True)
+            self._listener.start()
+
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         """Hear hints and hand them to the event loop, in a thread of its own."""
         while not self._closed.is_set():
@@ -258,6 +278,8 @@ class Watcher:
         for job_id, previews in heard.previews.items():
             if (watched := self._watched.get(job_id)) is not None:
                 watched.show(previews)
+        for hear in self._hearers:
+            hear(heard)
 
 
 async def _patiently(watch: Watch, patience_s: float) -> AsyncIterator[Seen]:
