@@ -12,6 +12,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+import httpx
+
 from cli.processes import tail
 from simulation.cards import Card
 from simulation.farm import Farm, Workers, cpu_s, machine_cpu_s, running_farm
@@ -89,6 +91,7 @@ class Watched:
     first: Moment
     last: Moment
     polls_s: list[float]
+    num_outages: int  # polls that were answered 503: Redis was held up for seconds
 
 
 def prompts(count: int, seed: int) -> list[str]:
@@ -200,12 +203,15 @@ def _watch(farm: Farm, workers: Workers, scenario: Scenario, job: str) -> Watche
     total, began = scenario.num_images, time.monotonic()
     polls_s: list[float] = []
     moments: list[Moment] = []
-    stored = 0
+    stored = num_outages = 0
     while stored < total:
         time.sleep(_POLL_S)
         asked_at = time.monotonic()
         answer = farm.api.get(f"/v1/jobs/{job}")
         polls_s.append(time.monotonic() - asked_at)
+        if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            num_outages += 1  # a client asks again
+            continue
         counts = answer.raise_for_status().json()["counts"]
         stored = counts["stored"]
         assert not counts["failed"] + counts["cancelled"], f"images are lost: {counts}"
@@ -215,7 +221,7 @@ def _watch(farm: Farm, workers: Workers, scenario: Scenario, job: str) -> Watche
         if len(polls_s) % 5 == 0 or stored == total:
             print(f"  {now - began:6.0f} s  {stored:>9,} of {total:,} images stored", flush=True)
     assert len(moments) > 1, "the job was over before the cards were warm: more images, please"
-    return Watched(moments[0], moments[-1], polls_s)
+    return Watched(moments[0], moments[-1], polls_s, num_outages)
 
 
 def _report(seen: Watched) -> dict[str, Any]:
@@ -229,7 +235,11 @@ def _report(seen: Watched) -> dict[str, Any]:
         "counted_images_per_s": round(images / took_s, 1),
         "redis": asdict(RedisFigures.between(first.redis, last.redis, images)),
         "worker_cpu_ms_per_image": round(workers_s / images * 1000, 2),
-        "api": {"status_ms": percentiles_ms(seen.polls_s), "cpu_share": round(api_s / took_s, 3)},
+        "api": {
+            "status_ms": percentiles_ms(seen.polls_s),
+            "cpu_share": round(api_s / took_s, 3),
+            "answered_503": seen.num_outages,
+        },
         "own_cpu_share": round((workers_s + api_s + redis_s) / took_s / cores, 3),
         "machine_cpu_share": round((last.machine_s - first.machine_s) / took_s / cores, 3),
         "load_average": round(os.getloadavg()[0], 2),
