@@ -30,6 +30,7 @@ class PlayedWorker:
     def __init__(self, settings: Settings, model: str = "scenes") -> None:
         self.ledger = Ledger.connect(settings)
         self.store = Store.connect(settings)
+        self.redis_url = settings.redis_url
         self.held: dict[Hint, Unit] = {}
         self._model = model
         self._stopped = threading.Event()

@@ -2,110 +2,45 @@
 
 import base64
 import io
-import itertools
 import json
 import socket
 import threading
-import time
 
 import httpx
 import openai
 import pytest
 from PIL import Image
 
-from api_client import WORKER, api_settings
-from api_process import serving
+from api_client import WORKER
 from farm.jobs import JobState
-from played_worker import playing
+from openai_clients import openai_farm, until
 
-OPERATOR_KEY = "farm-tests-operator-key-of-40-characters"
-WAIT_S = 6.0
-
-tenants = (f"tenant-{number}" for number in itertools.count())
+WAIT_S = 8.0
 
 
 @pytest.fixture(scope="module")
-def settings(valkey_server, seaweed_server):
-    """Return the settings of this module's farm."""
-    valkey_server.flush()
-    return api_settings(
-        valkey_server.url, **seaweed_server.credentials, s3_public_endpoint=None, s3_bucket="farm-openai-images"
-    )
-
-
-@pytest.fixture(scope="module")
-def served(settings, tmp_path_factory):
-    """Return an API as a process, that asks for keys."""
-    with serving(
-        settings.redis_url,
-        tmp_path_factory.mktemp("api") / "log",
-        FARM_AUTH="keys",
-        FARM_OPERATOR_KEY=OPERATOR_KEY,
+def farm(valkey_server, seaweed_server, tmp_path_factory):
+    """Return a farm with a worker that is at work."""
+    with openai_farm(
+        valkey_server,
+        seaweed_server,
+        tmp_path_factory.mktemp("api"),
         FARM_OPENAI_MODEL="scenes",
         FARM_OPENAI_WAIT_S=str(WAIT_S),
         FARM_MAX_UPLOAD_BYTES="20000",
-        FARM_S3_ENDPOINT=settings.s3_endpoint,
-        FARM_S3_ACCESS_KEY=settings.s3_access_key,
-        FARM_S3_SECRET_KEY=settings.s3_secret_key,
-        FARM_S3_BUCKET=settings.s3_bucket,
-    ) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def worker(settings, served):  # noqa: ARG001  an API is there first
-    """Return a worker that is at work."""
-    with playing(settings) as worker:
-        yield worker
+    ) as farm:
+        yield farm
 
 
 @pytest.fixture
-def make_client(served):
-    """Return a function that makes a client for a new tenant."""
-    url = f"http://127.0.0.1:{served.port}"
-    clients = []
-
-    def make(**options):
-        tenant = next(tenants)
-        answer = httpx.post(
-            f"{url}/v1/keys",
-            json={"name": tenant, "tenant": tenant, "scopes": ["submit"]},
-            headers={"Authorization": f"Bearer {OPERATOR_KEY}"},
-        )
-        assert answer.status_code == 201, answer.text
-        client = openai.OpenAI(base_url=f"{url}/v1", **{"api_key": answer.json()["key"], "max_retries": 0, **options})
-        client.tenant = tenant
-        clients.append(client)
-        return client
-
-    yield make
-    for client in clients:
-        client.close()
-
-
-@pytest.fixture
-def client(make_client):
+def client(farm):
     """Return a client of a tenant of its own, that never asks again."""
-    return make_client()
+    return farm.client()
 
 
-def jobs_of(worker, client):
-    """Return a tenant's jobs, the newest first."""
-    return [job for job in worker.ledger.jobs(500) if job.header.tenant == client.tenant]
-
-
-def until(what, timeout_s=20.0):
-    """Wait until `what()` is true; return it."""
-    deadline = time.monotonic() + timeout_s
-    while not (found := what()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-    return found
-
-
-def test_who_has_no_key_is_told_so_in_openais_words(make_client):
+def test_who_has_no_key_is_told_so_in_openais_words(farm):
     """AuthenticationError, on shared paths too; the key itself stands in no message."""
-    client = make_client(api_key="sk-unknown")
+    client = farm.client(api_key="sk-unknown")
     for ask in (client.models.list, client.batches.list, lambda: client.images.generate(prompt="a")):
         with pytest.raises(openai.AuthenticationError) as caught:
             ask()
@@ -130,13 +65,13 @@ def test_who_has_no_key_is_told_so_in_openais_words(make_client):
         ({"prompt": "<lora:nobody:x>"}, "prompt", "invalid_value"),
     ],
 )
-def test_what_cannot_be_is_refused_by_its_parameter(client, worker, asked, param, code):
+def test_what_cannot_be_is_refused_by_its_parameter(client, farm, asked, param, code):
     """BadRequestError names the parameter as the client called it, and nothing is rendered."""
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.generate(**{"prompt": "a", "model": "scenes", **asked})
     assert (caught.value.param, caught.value.code) == (param, code), caught.value
     assert caught.value.type == "invalid_request_error"
-    assert jobs_of(worker, client) == []
+    assert farm.jobs(client) == []
 
 
 def test_a_prompt_is_required(client):
@@ -146,7 +81,7 @@ def test_a_prompt_is_required(client):
     assert (caught.value.param, caught.value.code) == ("prompt", "missing_required_parameter")
 
 
-def test_what_is_not_there_is_not_found(client, worker):
+def test_what_is_not_there_is_not_found(client, farm):
     """Models, paths and methods; a model of OpenAI's is the one that the operator has named."""
     for ask in (
         lambda: client.images.generate(prompt="a", model="nobody"),
@@ -156,56 +91,54 @@ def test_what_is_not_there_is_not_found(client, worker):
         with pytest.raises(openai.NotFoundError) as caught:
             ask()
         assert caught.value.body["message"]
-    with pytest.raises(openai.NotFoundError, match="retired"):
+    with pytest.raises(openai.NotFoundError, match="retired"), pytest.warns(DeprecationWarning, match="deprecated"):
         client.images.create_variation(image=("i.png", b"x"))
     with pytest.raises(openai.APIStatusError) as caught:
         client.get("/images/generations", cast_to=object)
     assert (caught.value.status_code, caught.value.code) == (405, "method_not_allowed")
     client.images.generate(prompt="a", model="gpt-image-1")
-    assert jobs_of(worker, client)[0].header.model == "scenes"
+    assert farm.jobs(client)[0].header.model == "scenes"
 
 
-def test_nobody_waits_for_a_model_that_no_worker_serves(client, worker):
+def test_nobody_waits_for_a_model_that_no_worker_serves(client, farm):
     """RateLimitError at once, with the time after which to come back; nothing is left in the queue."""
     with pytest.raises(openai.RateLimitError) as caught:
         client.images.generate(prompt="a", model="sd15")
     assert caught.value.code == "no_worker"
     assert int(caught.value.response.headers["retry-after"]) > 0
-    assert jobs_of(worker, client) == []
+    assert farm.jobs(client) == []
 
 
-def test_a_full_queue_is_a_rate_limit(make_client, served, worker):  # noqa: ARG001  somebody serves the model
+def test_a_full_queue_is_a_rate_limit(farm):
     """A tenant beyond its limit gets RateLimitError; the SDK comes back by itself as long as it may."""
-    client = make_client()
-    limits = {"weight": 1, "max_queued_images": 2}
-    url = f"http://127.0.0.1:{served.port}/v1/tenants/{client.tenant}"
-    httpx.put(url, json=limits, headers={"Authorization": f"Bearer {OPERATOR_KEY}"}).raise_for_status()
+    client = farm.client()
+    farm.operate("PUT", f"/v1/tenants/{client.tenant}", json={"weight": 1, "max_queued_images": 2})
     with pytest.raises(openai.RateLimitError) as caught:
         client.images.generate(prompt="a", model="scenes", n=3)
     assert caught.value.code == "rate_limit_exceeded"
     assert "retry-after" in caught.value.response.headers
 
 
-def test_a_failed_image_is_an_error_that_is_not_tried_again(make_client, worker):
+def test_a_failed_image_is_an_error_that_is_not_tried_again(farm):
     """The SDK would repeat a 500 twice; told not to, it renders one picture and raises with the reason."""
-    client = make_client(max_retries=2)
+    client = farm.client(max_retries=2)
     with pytest.raises(openai.InternalServerError, match="the reason") as caught:
         client.images.generate(prompt="fails", model="scenes")
     assert (caught.value.code, caught.value.type) == ("render_failed", "server_error")
-    assert len(jobs_of(worker, client)) == 1
+    assert len(farm.jobs(client)) == 1
 
 
-def test_whoever_waits_too_long_is_told_so_and_the_image_is_cancelled(make_client, worker):
+def test_whoever_waits_too_long_is_told_so_and_the_image_is_cancelled(farm):
     """The wait has a limit; the SDK does not begin again by itself."""
-    client = make_client(max_retries=2)
+    client = farm.client(max_retries=2)
     with pytest.raises(openai.InternalServerError) as caught:
         client.images.generate(prompt="slow", model="scenes")
     assert caught.value.code == "took_too_long"
-    (job,) = jobs_of(worker, client)
+    (job,) = farm.jobs(client)
     assert job.state is JobState.CANCELLED
 
 
-def test_a_client_that_hangs_up_cancels_its_images(client, worker):
+def test_a_client_that_hangs_up_cancels_its_images(client, farm):
     """A closed socket is enough."""
     body = json.dumps({"prompt": "slow", "model": "scenes", "n": 2}).encode()
     head = (
@@ -214,51 +147,51 @@ def test_a_client_that_hangs_up_cancels_its_images(client, worker):
     ).encode()
     with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
         connection.sendall(head + body)
-        until(lambda: [job for job in jobs_of(worker, client) if job.counts.rendering == 2])
-    job = until(lambda: [job for job in jobs_of(worker, client) if job.state is JobState.CANCELLED])[0]
+        until(lambda: [job for job in farm.jobs(client) if job.counts.rendering == 2])
+    job = until(lambda: [job for job in farm.jobs(client) if job.state is JobState.CANCELLED])[0]
     assert job.counts.cancelled == 2
 
 
-def test_the_same_key_gives_the_same_images(client, worker):
+def test_the_same_key_gives_the_same_images(client, farm):
     """A repeat with the same Idempotency-Key renders nothing; with another body it is refused."""
     asked = {"prompt": "a", "model": "scenes", "extra_headers": {"Idempotency-Key": "stainless-python-retry-1"}}
     first, again = client.images.generate(**asked), client.images.generate(**asked)
     assert first.data[0].b64_json == again.data[0].b64_json
     assert first._request_id == again._request_id
-    assert len(jobs_of(worker, client)) == 1
+    assert len(farm.jobs(client)) == 1
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.generate(**{**asked, "prompt": "b"})
     assert caught.value.code == "idempotency_conflict"
 
 
-def test_who_hung_up_and_comes_again_gets_its_images(make_client, worker):
+def test_who_hung_up_and_comes_again_gets_its_images(farm):
     """The SDK hangs up when its own time is up: the images that this cancelled are rendered for the repeat."""
-    client = make_client(timeout=0.5)
+    client = farm.client(timeout=0.5)
     asked = {"prompt": "slow", "model": "scenes", "extra_headers": {"Idempotency-Key": "k"}}
     with pytest.raises(openai.APITimeoutError):
         client.images.generate(**asked)
-    until(lambda: jobs_of(worker, client)[0].state is JobState.CANCELLED)
-    release = threading.Timer(0.5, lambda: until(lambda: worker.held) and worker.let_go())
+    until(lambda: [job for job in farm.jobs(client) if job.state is JobState.CANCELLED])
+    release = threading.Timer(0.5, lambda: until(lambda: farm.held(client)) and farm.worker.let_go())
     release.start()
     answer = client.images.generate(**asked, timeout=10)
     release.join()
     assert answer.data[0].b64_json
-    assert [job.state for job in jobs_of(worker, client)] == [JobState.DONE, JobState.CANCELLED]
+    assert [job.state for job in farm.jobs(client)] == [JobState.DONE, JobState.CANCELLED]
 
 
-def test_a_stream_tells_of_each_image(client, worker):
+def test_a_stream_tells_of_each_image(client, farm):
     """Partial ones as workers show them, as JPEG; then the picture itself."""
     stream = client.images.generate(
         prompt="slow", model="scenes", size="128x64", stream=True, partial_images=2, extra_body={"seed": 9}
     )
     file = io.BytesIO()
     Image.new("RGB", (16, 8)).save(file, "JPEG")
-    (hint,) = until(lambda: list(worker.held))
+    (hint,) = until(lambda: farm.held(client))
     events = []
     for step in (7, 14):
-        worker.ledger.put_preview(hint, WORKER, step=step, steps=20, jpeg=file.getvalue())
+        farm.worker.ledger.put_preview(hint, WORKER, step=step, steps=20, jpeg=file.getvalue())
         events.append(next(stream))
-    worker.let_go()
+    farm.worker.let_go()
     events += stream
     assert [event.type.partition(".")[2] for event in events] == ["partial_image", "partial_image", "completed"]
     assert [event.partial_image_index for event in events[:2]] == [0, 1]
@@ -289,11 +222,11 @@ def test_an_error_before_a_stream_has_a_status(client):
         client.images.generate(prompt="a", model="sd15", stream=True)
 
 
-def test_who_leaves_a_stream_cancels_its_images(client, worker):
+def test_who_leaves_a_stream_cancels_its_images(client, farm):
     """Closing it is enough."""
     with client.images.generate(prompt="slow", model="scenes", stream=True):
-        until(lambda: jobs_of(worker, client)[0].counts.rendering)
-    until(lambda: jobs_of(worker, client)[0].state is JobState.CANCELLED)
+        until(lambda: farm.held(client))
+    until(lambda: farm.jobs(client)[0].state is JobState.CANCELLED)
 
 
 def png(size=(64, 64), mode="RGB", colour="white"):
@@ -303,7 +236,7 @@ def png(size=(64, 64), mode="RGB", colour="white"):
     return file.getvalue()
 
 
-def test_an_edit_starts_from_the_image(client, worker):
+def test_an_edit_starts_from_the_image(client, farm):
     """Image and mask are kept as uploads; what is transparent in OpenAI's mask is white in the farm's."""
     mask = Image.new("RGBA", (96, 64), (9, 9, 9, 255))
     mask.paste((0, 0, 0, 0), (32, 0, 64, 64))
@@ -313,13 +246,13 @@ def test_an_edit_starts_from_the_image(client, worker):
         image=("i.png", png((96, 64))), mask=("m.png", file.getvalue()), prompt="a star", model="scenes", n=2
     )
     assert (answer.size, len(answer.data)) == ("96x64", 2)
-    job = jobs_of(worker, client)[0].header.id
-    (entry,) = worker.ledger.entries(job, 0, 0)
+    job = farm.jobs(client)[0].header.id
+    (entry,) = farm.worker.ledger.entries(job, 0, 0)
     assert (entry.strength, entry.prompt) == (1.0, "a star")
-    kept = Image.open(io.BytesIO(worker.store.get(entry.mask_image)))
+    kept = Image.open(io.BytesIO(farm.worker.store.get(entry.mask_image)))
     assert [kept.getpixel((x, 5)) for x in (0, 31, 32, 63, 64)] == [0, 0, 255, 255, 0]
     client.images.edit(image=[png((64, 64))], prompt="a", model="scenes", size="128x128", input_fidelity="high")
-    (entry,) = worker.ledger.entries(jobs_of(worker, client)[0].header.id, 0, 0)
+    (entry,) = farm.worker.ledger.entries(farm.jobs(client)[0].header.id, 0, 0)
     assert (entry.strength, entry.width, entry.mask_image) == (0.5, 128, "")
 
 
@@ -339,17 +272,17 @@ def test_an_edit_starts_from_the_image(client, worker):
         ({"prompt": " "}, "prompt"),
     ],
 )
-def test_what_cannot_be_edited_is_refused_by_its_parameter(client, worker, asked, param):
+def test_what_cannot_be_edited_is_refused_by_its_parameter(client, farm, asked, param):
     """Pictures that are none, masks that fit no image or keep everything, numbers out of range."""
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.edit(**{"image": ("i.png", png()), "prompt": "a", "model": "scenes", **asked})
     assert caught.value.param == param, caught.value
-    assert jobs_of(worker, client) == []
+    assert farm.jobs(client) == []
 
 
-def test_forms_are_read_within_bounds(client, served):
+def test_forms_are_read_within_bounds(client, farm):
     """Too large, too many files, no boundary, no file, no form: each has its answer."""
-    url = f"http://127.0.0.1:{served.port}/v1/images/edits"
+    url = f"{farm.url}/v1/images/edits"
     auth = {"Authorization": f"Bearer {client.api_key}"}
 
     def status(**request):
