@@ -1,0 +1,125 @@
+"""The page as a thing: its views on a phone, in light and dark, without eyes, and while the API is away."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.slow
+
+PHONE = {"viewport": {"width": 360, "height": 720}, "has_touch": True, "is_mobile": True}
+
+
+@pytest.fixture(params=["jobs", "job", "image", "new", "farm", "nowhere"])
+def address(request, pictures):
+    """Return the address of each view, and what is there when it is."""
+    return {
+        "jobs": ("", f'a[href="#/jobs/{pictures}"] img'),
+        "job": (f"#/jobs/{pictures}", '.cell[data-state="stored"] img.is-there'),
+        "image": (f"#/jobs/{pictures}/0", ".recipe .facts"),
+        "new": ("#/new", "#field-model option"),
+        "farm": ("#/farm", ".worker .seat"),
+        "nowhere": ("#/nowhere", ".empty"),
+    }[request.param]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_view_has_a_serious_accessibility_fault(visit, address, scheme, faults_of):
+    """Axe finds none in any view, on paper or in the dark."""
+    path, there = address
+    page = visit.open(path, color_scheme=scheme)
+    page.locator(there).first.wait_for(state="attached")
+    assert faults_of(page) == []
+
+
+def test_every_view_fits_a_phone(visit, address, faults_of):
+    """At 360 pixels nothing sticks out sideways, and what is pressed is large enough to be."""
+    path, there = address
+    page = visit.open(path, **PHONE)
+    page.locator(there).first.wait_for(state="attached")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    small = page.evaluate(
+        """[...document.querySelectorAll(".button, select")]
+           .filter((each) => each.checkVisibility() && each.getBoundingClientRect().height < 32)
+           .map((each) => each.textContent)"""
+    )
+    assert small == []
+    assert faults_of(page) == []
+
+
+def test_the_colours_are_the_systems_until_somebody_chooses(visit):
+    """Dark where the system is dark; a choice outlives a reload, and is seen before anything else is painted."""
+    page = visit.open(color_scheme="dark")
+
+    def paper():
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    dark = paper()
+    page.get_by_role("button", name="Colours: as the system has them").click()
+    light = paper()
+    brightness = [sum(map(int, re.findall(r"\d+", colour))) for colour in (dark, light)]
+    assert brightness[0] < 150
+    assert brightness[1] > 600
+    page.reload()
+    assert paper() == light
+    page.get_by_role("button", name="Colours: light").click()
+    assert paper() == dark
+    page.get_by_role("button", name="Colours: dark").click()
+    assert page.evaluate("localStorage.getItem('farm.theme')") is None
+
+
+@pytest.mark.usefixtures("pictures")
+def test_the_farm_is_seen_with_its_workers_seats_and_models(visit, farm):
+    """Who is at work, with how many seats, on which model; how fast; and what could be rendered."""
+    (worker,) = farm.ask("GET", "/v1/workers")["data"]
+    page = visit.open("#/farm")
+    item = page.locator(".worker")
+    expect(item).to_contain_text(worker["node"])
+    expect(item).to_contain_text("scenes")
+    expect(item.locator(".seat")).to_have_count(worker["seats"] or worker["max_batch"])
+    expect(page.get_by_role("row", name="scenes")).to_be_visible()
+    expect(page.get_by_role("img", name=re.compile("images.s over the last 15 min"))).to_be_visible()
+    expect(page.locator(".model h3").first).to_have_text("scenes")
+
+
+@pytest.mark.usefixtures("pictures")
+def test_an_api_that_is_away_is_told_and_found_again(visit):
+    """The page says so, keeps what it shows, and goes on by itself."""
+    visit.expected = ("Failed to load resource",)
+    page = visit.open()
+    expect(page.locator(".job-row").first).to_be_visible()
+    page.context.set_offline(True)
+    expect(page.locator("#notice")).to_contain_text("The API does not answer")
+    expect(page.locator(".job-row").first).to_be_visible()
+    page.context.set_offline(False)
+    page.get_by_role("button", name="Try now").click()
+    expect(page.locator("#notice")).to_be_empty()
+
+
+def test_a_job_is_followed_without_streams(visit, farm):
+    """Where a proxy lets no events through the page asks instead: the same pictures come."""
+    visit.expected = ("Failed to load resource",)
+    job = farm.post(model="scenes", prompts=["a pink heart"], num_images_per_prompt=2, num_inference_steps=30)
+    page = visit.open(
+        f"#/jobs/{job}", before=lambda page: page.route("**/events*", lambda route: route.fulfill(status=502, body=""))
+    )
+    expect(page.locator('.cell[data-state="stored"] img.is-there')).to_have_count(2)
+    expect(page.locator(".crumb .mark")).to_have_text("done")
+
+
+def test_a_store_out_of_reach_is_told(visit, pictures):
+    """Who can reach the API but not the store learns which address that is, and who sets it."""
+    visit.expected = ("Failed to load resource",)
+    page = visit.open(
+        f"#/jobs/{pictures}",
+        before=lambda page: page.route(re.compile(r"X-Amz-Signature"), lambda route: route.abort()),
+    )
+    expect(page.locator(".notice-inline")).to_contain_text("FARM_S3_PUBLIC_ENDPOINT")
+    expect(page.locator(".cell[data-broken]")).to_have_count(4)
+
+
+def test_unknown_jobs_are_told(visit):
+    """A job that is not there is no empty gallery."""
+    visit.expected = ("status of 404",)
+    page = visit.open("#/jobs/job_00000000000000000000")
+    expect(page.locator(".lead")).to_have_text("There is no such job.")
