@@ -42,11 +42,11 @@ class Note:
         """Log the line."""
         request = self._request
         caller: Caller | None = getattr(request.state, "caller", None)
-        route = request.scope.get("route")
+        route, path = request.scope.get("route"), quote(request.scope["path"])[:_MAX_PATH_CHARS]
         who = "nobody" if caller is None else caller.identity
         # Endpoints that make something whose place is in no header say so: `request.state.made = job_id`.
-        target = getattr(request.state, "made", "") or self._made or quote(request.url.path)[:_MAX_PATH_CHARS]
-        what = getattr(route, "name", f"{request.method} {quote(request.url.path)[:_MAX_PATH_CHARS]}")
+        target = getattr(request.state, "made", "") or self._made or path
+        what = getattr(route, "name", f"{request.method} {path}")
         outcome = "denied" if status in DENIED else _OUTCOMES.get(status // 100, "failed")
         log.info(
             "%s: %s %s",

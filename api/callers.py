@@ -120,7 +120,7 @@ def _authenticate(farm: Parts, request: Request) -> Caller:
             known = [scope for scope in _IMPLIED if scope in opened.scopes]  # a later release may have more
             return Caller(opened.tenant, scopes_of(known), opened)
     detail = "the key is unknown, revoked or expired" if tokens else "send an API key as `Authorization: Bearer farm_…`"
-    challenge = "basic" if request.url.path.startswith(_ASKED_FOR_BASIC) else "bearer"
+    challenge = "basic" if request.scope["path"].startswith(_ASKED_FOR_BASIC) else "bearer"
     raise HttpProblem(UNAUTHENTICATED, detail, headers={"WWW-Authenticate": _CHALLENGES[challenge]})
 
 

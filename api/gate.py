@@ -54,8 +54,9 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # Paths are read as the router reads them, never from `request.url`, which the header Host has a part in.
         request = Request(scope)
-        is_change = needed_scope(request.method, request.url.path) == "submit"
+        is_change = needed_scope(request.method, request.scope["path"]) == "submit"
         note = audit.Note(request)
         status = 500
 
@@ -79,7 +80,7 @@ class Gate:
         """Return why a request may not enter; None lets it in."""
         try:
             self._browsers.check(request)
-            if not is_public(request.method, request.url.path):
+            if not is_public(request.method, request.scope["path"]):
                 caller = await identify(request)
                 _check_scope(request, caller)
                 await _check_rate(request, caller)
@@ -103,7 +104,7 @@ def is_public(method: str, path: str) -> bool:
 
 
 def _check_scope(request: Request, caller: Caller) -> None:
-    needed = needed_scope(request.method, request.url.path)
+    needed = needed_scope(request.method, request.scope["path"])
     if needed not in caller.scopes:
         raise HttpProblem(FORBIDDEN, f"the key lacks the scope `{needed}`; it has {', '.join(sorted(caller.scopes))}")
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from starlette.testclient import TestClient
 
+from api.app import create_app
+from api.keyring import keys_of
+from api.parts import DEFAULT_TENANT, build_parts
+from api.webhooks.sending import Sender
 from farm.ledger import WorkerReport
 from farm.settings import Settings
 
@@ -69,3 +73,12 @@ def api_settings(redis_url: str, **fields) -> Settings:
             **fields,
         }
     )
+
+
+def offline_api(**fields) -> TestClient:
+    """Return a client of an API that was never started: it has its parts, and no server behind them."""
+    settings = api_settings("redis://127.0.0.1:9/0", **fields)
+    app = create_app(settings)
+    keys = keys_of(settings, tenant=DEFAULT_TENANT)
+    app.state.parts = build_parts(settings, Sender.of(settings), keys, started_at=0.0)
+    return TestClient(app, raise_server_exceptions=False)
