@@ -95,7 +95,6 @@ def banner(*, url: str, s3: str, data: Path, workers: Sequence[Json], is_local: 
     table.add_column(style="bold")
     table.add_column()
     table.add_row("API", f"[link={url}]{url}[/]")
-    table.add_row("docs", f"[link={url}/docs]{url}/docs[/]")
     table.add_row("S3", s3)
     table.add_row("data", escape(str(data)))
     for worker in workers:
