@@ -33,6 +33,7 @@ TAGS: Final = [
     {"name": "keys", "description": "Who may use the farm, and for what. Made by the operator."},
     {"name": "models", "description": "What the farm can render."},
     {"name": "openai", "description": "OpenAI's API for images, files and batches: what its SDKs send is understood."},
+    {"name": "a1111", "description": "A1111's API: what its clients send is understood; each has its own progress."},
     {"name": "reports", "description": "How fast it runs, and who is at work."},
     {"name": "health", "description": "For load balancers and Prometheus."},
 ]
@@ -70,7 +71,8 @@ def _build(app: FastAPI, catalog: Catalog) -> dict[str, Any]:
         for operation in path.values():
             # FastAPI adds its own 422 wherever there are parameters. Endpoints that can answer 422 tell so
             # themselves; the others take any text in their paths and answer 404.
-            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+            content = operation["responses"].get("422", {}).get("content", {})
+            if content.get("application/json", {}).get("schema", {}).get("$ref", "").endswith("/HTTPValidationError"):
                 del operation["responses"]["422"]
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)

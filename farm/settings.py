@@ -141,6 +141,15 @@ class Settings(BaseSettings):
         "`true` is all.",
     )
 
+    # -- the A1111 API
+    a1111_model: str | None = Field(
+        None,
+        description="Model of clients that have chosen none; by default the first of the catalog that workers serve.",
+    )
+    styles_file: Path | None = Field(
+        None, description="CSV file of prompt styles, as A1111 writes it: name, prompt, negative_prompt."
+    )
+
     # -- the OpenAI API
     openai_model: str | None = Field(
         None,

@@ -4,7 +4,7 @@ API, worker and command line agree on it here. Encoding pixels is the worker's b
 """
 
 from farm.recipes.again import job_of_infotext, job_of_picture, job_of_recipe
-from farm.recipes.files import NoRecipe, exif_of, read_infotext_of, read_recipe, text_chunks_of
+from farm.recipes.files import NoRecipe, exif_of, read_infotext_of, read_recipe, text_chunks_of, texts_in
 from farm.recipes.infotext import Infotext, infotext, read_infotext
 from farm.recipes.recipe import RECIPE_VERSION, FileKind, Recipe, told_of
 
@@ -23,5 +23,6 @@ __all__ = [
     "read_infotext_of",
     "read_recipe",
     "text_chunks_of",
+    "texts_in",
     "told_of",
 ]

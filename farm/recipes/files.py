@@ -66,13 +66,20 @@ def read_recipe(data: bytes) -> Recipe:
 
 def read_infotext_of(data: bytes) -> Infotext:
     """Return what A1111, or a program that writes as it does, told of an image; raises NoRecipe if that is nothing."""
-    with _opened(data) as image:
-        text = image.info.get(_PARAMETERS)
-        if not isinstance(text, str):
-            text = _comment(image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment))
+    text, _ = texts_in(data)
     if not text:
         raise NoRecipe("this image tells nothing of how it was made")
     return read_infotext(text)
+
+
+def texts_in(data: bytes) -> tuple[str, dict[str, str]]:
+    """Return A1111's text in an image, empty without one, and all other texts by their names; raises NoRecipe."""
+    with _opened(data) as image:
+        texts = {str(name): value for name, value in image.info.items() if isinstance(value, str)}
+        text = texts.pop(_PARAMETERS, None)
+        if text is None:
+            text = _comment(image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment))
+    return text, texts
 
 
 @contextmanager
