@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from api import (
     a1111,
+    archive,
     events,
     farm_events,
     health,
@@ -113,6 +114,7 @@ def create_app(settings: Settings, *, traces: Traces | None = None) -> FastAPI:
         jobs,
         one_job,
         events,
+        archive,
         images,
         manifests,
         webhooks,

@@ -25,6 +25,7 @@ DEFAULT_TENANT: Final = "default"
 
 _MAX_PROBES: Final = 4
 _MAX_DECODERS: Final = 2
+_MAX_PACKERS: Final = 8
 _MAX_TESTERS: Final = 2
 
 
@@ -43,6 +44,7 @@ class Parts:
     started_at: float  # Unix time
     probes: CapacityLimiter  # threads of the readiness probe
     decoders: CapacityLimiter  # threads that decode uploaded pictures
+    packers: CapacityLimiter  # threads that read images for archives
     webhooks: Sender
     testers: CapacityLimiter  # threads that wait for a receiver while a client waits for them
 
@@ -64,6 +66,7 @@ def build_parts(settings: Settings, webhooks: Sender, keys: Mapping[bytes, Opene
         started_at=started_at,
         probes=CapacityLimiter(_MAX_PROBES),
         decoders=CapacityLimiter(_MAX_DECODERS),
+        packers=CapacityLimiter(_MAX_PACKERS),
         webhooks=webhooks,
         testers=CapacityLimiter(_MAX_TESTERS),
     )

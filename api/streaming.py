@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
+
+from farm.errors import FarmError
+
+log = logging.getLogger(__name__)
 
 IS_HEAD: Final = "farm.is_head"
 """In a request's scope when only the headers of what a GET would answer are asked for."""
@@ -18,7 +23,8 @@ _STALLED_S: Final = 60.0
 class Streamed(StreamingResponse):
     """Sends pieces as they come. The next is asked for when the last has gone out: a slow client fills no memory.
 
-    One whose client takes nothing for a minute is cut off, as is one whose making fails: nobody takes it for whole.
+    A client that takes nothing for a minute is cut off, and so is one when no more can be made: it knows that the rest
+    is missing.
     """
 
     def __init__(
@@ -48,4 +54,8 @@ class Streamed(StreamingResponse):
             async with asyncio.timeout(_STALLED_S):
                 await send(message)
 
-        await super().stream_response(send_soon)
+        try:
+            await super().stream_response(send_soon)
+        except (FarmError, TimeoutError) as error:
+            # Without a last piece: the server closes the connection before the body's end, and the client sees that.
+            log.warning("An answer broke off: %s", error or "its client stalled", extra={"action": "stream_broken"})

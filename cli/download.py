@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -25,10 +24,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cli.client import FarmClient, total_of, trusts_proxies
 from cli.exits import CliError
 from cli.show import console
+from farm import filenames
 
 _PARALLEL: Final = 8
 _TRIES: Final = 3
-_MAX_SLUG: Final = 60
 _EXTRA_URLS: Final = ("thumbnail_url", "upscaled_url")
 
 
@@ -102,9 +101,8 @@ class Manifest:
 
 def file_name(image: dict[str, Any]) -> str:
     """Return a name that sorts by index and says what is in the picture."""
-    slug = re.sub(r"[^a-z0-9]+", "-", image["prompt"].lower()).strip("-")[:_MAX_SLUG].rstrip("-")
-    parts = [f"{image['index']:05d}", *([slug] if slug else []), f"s{image['seed']}"]
-    return "-".join(parts) + PurePosixPath(image["key"]).suffix
+    suffix = PurePosixPath(image["key"]).suffix
+    return filenames.file_name(index=image["index"], prompt=image["prompt"], seed=image["seed"], suffix=suffix)
 
 
 def extras_of(image: dict[str, Any], path: Path) -> dict[Path, str]:
