@@ -129,6 +129,9 @@ class Settings(BaseSettings):
         description="A worker that holds more RAM after unloading a model drains, for a new process; 0 for never.",
     )
     torch_threads: int = Field(0, ge=0, description="CPU threads for torch; 0 leaves it to torch.")
+    previews: bool = Field(
+        default=True, description="Whether workers show images while they are made, to clients that watch their jobs."
+    )
     max_undelivered: int = Field(16, ge=1, description="Finished images that wait in memory for storage.")
 
     # -- webhooks

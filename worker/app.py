@@ -40,6 +40,7 @@ from worker.gpu import Device, DeviceLock, choose_device
 from worker.identity import Identities
 from worker.inputs import Pictures
 from worker.models import WorkerModels
+from worker.previews import Previews
 from worker.render import Renderer
 from worker.reuse import Reuse
 from worker.serving import Serving
@@ -103,6 +104,10 @@ def run(settings: Settings) -> int:
             nudge.set()
             read_on()
 
+        def tell(hint: Hint, step: int, steps: int, jpeg: bytes | None) -> None:
+            ledger.put_preview(hint, name, step=step, steps=steps, jpeg=jpeg)
+
+        previews = Previews(tell) if settings.previews else None
         engine = Engine(
             weights.load,
             max_batch=settings.max_batch,
@@ -111,6 +116,7 @@ def run(settings: Settings) -> int:
             caps=Caps(measured) if measures_batches(settings.measure_batch, device) else None,
             on_more_seats=fill_seats,
             finishing=Finishing(settings.models_dir, device.torch),
+            previews=previews,
         )
         serving = Serving(
             name,
@@ -149,16 +155,21 @@ def run(settings: Settings) -> int:
             describe=Description(name, node, device, models, serving, engine, renderer).report,
             lease_s=settings.lease_s,
             nudge=nudge,
+            on_watched=None if previews is None else previews.watch,
         )
         drain = Drain(renderer, engine, recycle_bytes=round(settings.recycle_rss_gib * 2**30))
         weights.start()
         engine.start()
         drain.start()
+        if previews is not None:
+            previews.start()
         upkeep.start()
         log.info("worker %s is ready", name, extra={"action": "worker_ready", "device": device.kind})
         code = consume(app, node, models, renderer, drain, num_threads=settings.max_batch + _SPARE_THREADS)
         drain.finish()
         weights.stop()
+        if previews is not None:
+            previews.stop()
         upkeep.stop()
         say_goodbye(ledger, name)
         drain.over()

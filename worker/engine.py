@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from farm.jobs import Hint, Unit
     from worker.pipelines.base import Pipeline
+    from worker.previews import Previews
     from worker.tuning.caps import Caps
 
 log: Final = logging.getLogger(__name__)
@@ -51,18 +52,21 @@ class Engine:
         caps: Caps | None = None,
         on_more_seats: Callable[[], None] = lambda: None,
         finishing: Finishing | None = None,
+        previews: Previews | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare to `load` models by name, and to keep those together that `fits` allows.
 
         `read_ahead` is told of models that will be loaded; it must return at once. With `caps` a lane has as many
         seats as pay, up to `max_batch`, which is found out when a second unit wants one. Lanes under `invariant` have
-        `max_batch` all the same. `on_more_seats` is called, on any thread, when `seats` has risen.
+        `max_batch` all the same. `on_more_seats` is called, on any thread, when `seats` has risen. `previews` shows the
+        units of jobs that somebody watches.
         """
         self._max_batch = max_batch
         self._caps = caps
         self._on_more_seats = on_more_seats
         self._finishing = finishing or Finishing()
+        self._previews = previews
         self._clock = clock
         # The lock guards the roster and the counters. Device, runs and residents belong to the engine's thread alone,
         # which never holds the lock while the device works.
@@ -99,6 +103,8 @@ class Engine:
         Raises EngineStopped when the engine takes no more units, RenderFailed or ModelBroken when an upscaler or the
         safety checker is missing; a checker that has to be downloaded is waited for.
         """
+        if unit.watch is not None and self._previews is not None:
+            self._previews.watch(unit.job, unit.watch)
         self._finishing.prepare(unit)
         self.expect(unit.model)
         first, second = passes_of(unit)
@@ -341,6 +347,8 @@ class Engine:
         self._account.count(seat_steps=len(riders))
         with self._lock:
             self._roster.stepped(lane)
+        if (previews := self._previews) is not None and previews.watched:
+            self._look_on(previews, partial(previews.show, self._runs, pipeline, riders))
 
     def _retire(self, lane: Lane[BatchKey, Seat], pipeline: Pipeline) -> None:
         self._drop_cancelled()
@@ -365,6 +373,8 @@ class Engine:
         if following is not None:
             self._change_lanes(seat, following.unit, inputs)
             return
+        if (previews := self._previews) is not None:
+            self._look_on(previews, partial(previews.learn, self._runs, pipeline, seat, pixels))
         with self._account.busy(pipeline.device) as elapsed:
             finished = self._finishing.finish(seat.unit, pixels)
         seat.decode_s += elapsed()
@@ -391,6 +401,10 @@ class Engine:
         with self._lock:
             self._roster.leave(seat.key, seat)
         seat.settle(rendered)
+
+    def _look_on(self, previews: Previews, work: Callable[[], None]) -> None:
+        if (failure := failure_of(work)) is not None:
+            previews.failed(failure)
 
     def _render_again(self, pipeline: Pipeline, seat: Seat, flaw: str) -> None:
         """Set a ruined pass to its start. Raises RenderFailed when that was done before.

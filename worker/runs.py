@@ -109,9 +109,26 @@ class Runs:
             seat.memory.keep()
             seat.call += 1
 
+    def estimate(self, seat: Seat) -> torch.Tensor:
+        """Return the latents that the picture has for the model after the latest call, [1, *latent_shape], as a copy.
+
+        Of samplers that make their own steps, whose predictions are not kept, these are the latents as they are.
+        """
+        histories, call = self._histories[seat.key], seat.call - 1
+        if seat.own_steps is not None:
+            return self.latents(seat)
+        latents, predictions = histories.current([seat.slot], [call]), histories.predictions([seat.slot], [call])
+        of_latents, of_prediction = seat.schedule.denoising[call].tolist()
+        estimate = latents.mul_(of_latents).add_(predictions, alpha=of_prediction)
+        return estimate if seat.known is None else seat.known.keep(estimate, (1.0, 0.0))
+
+    def latents(self, seat: Seat) -> torch.Tensor:
+        """Return the latents after the latest call, [1, *latent_shape], as a copy."""
+        return self._histories[seat.key].current([seat.slot], [seat.call])
+
     def hand_over(self, pipeline: Pipeline, seat: Seat, following: NextPass) -> tuple[Inputs, str | None]:
         """Return what the next pass starts from, this one's picture enlarged to its size, and what is wrong with it."""
-        latents = self._histories[seat.key].current([seat.slot], [seat.call])
+        latents = self.latents(seat)
         unit, controls = following.unit, seat.inputs.controls
         seat.memory.clear()  # it may wait for long in the next lane
         if following.upscaler == "latent":
@@ -125,7 +142,7 @@ class Runs:
     def decode(self, pipeline: Pipeline, seat: Seat) -> tuple[np.ndarray, str | None]:
         """Decode a finished run, one image at a time; return pixels, uint8 [h, w, 3], and what is wrong with them."""
         seat.memory.clear()  # the VAE may want the room
-        latents = self._histories[seat.key].current([seat.slot], [seat.call])
+        latents = self.latents(seat)
         pixels, is_finite = Download(pipeline.decode(latents), torch.isfinite(latents).all()).wait()
         return pixels, _NOT_FINITE if not is_finite else "all black" if _is_black(pixels) else None
 

@@ -6,6 +6,7 @@ that leaves it. Nothing here computes.
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -167,6 +168,10 @@ class Seat:
     earlier_calls: int = 0  # of the passes before this one
     calls_made: int = 0
     company: int = 0  # seats taken, summed over the calls made
+
+    # -- what whoever watches has been told: times of the previews' clock
+    told_at_s: float = -math.inf
+    shown_step: int = 0  # that the latest picture showed
 
     @property
     def is_done(self) -> bool:

@@ -94,7 +94,7 @@ class Upkeep:
         describe: Callable[[], WorkerReport],
         lease_s: float,
         nudge: threading.Event,
-        on_watched: Callable[[str, Watch], None] = lambda _job, _watch: None,
+        on_watched: Callable[[str, Watch], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._node = node
@@ -247,7 +247,8 @@ class Upkeep:
             try:
                 for news in self._ledger.news(timeout_s=_WATCH_S):
                     if news.job is not None and news.watch is not None:
-                        self._on_watched(news.job, news.watch)
+                        if self._on_watched is not None:
+                            self._on_watched(news.job, news.watch)
                     elif news.job is not None:
                         self._renderer.cancel(news.job, news.index)
                     else:

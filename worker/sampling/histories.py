@@ -49,6 +49,12 @@ class Histories:
         pairs = zip(slots, calls, strict=True)
         return torch.stack([self._rows[slot][self._column(slot, call)] for slot, call in pairs]).view(-1, *self.shape)
 
+    def predictions(self, slots: Sequence[int], calls: Sequence[int]) -> torch.Tensor:
+        """Return the predictions that calls `calls` of `slots` brought, [seats, *shape], as a copy; if still here."""
+        pairs = zip(slots, calls, strict=True)
+        rows = [self._rows[slot][self._column(slot, call) + 1] for slot, call in pairs]
+        return torch.stack(rows).view(-1, *self.shape)
+
     def put(self, slots: Sequence[int], calls: Sequence[int], latents: torch.Tensor) -> None:
         """Set the latents before calls `calls` of `slots` to `latents` [seats, *shape]."""
         columns = [self._column(slot, call) for slot, call in zip(slots, calls, strict=True)]

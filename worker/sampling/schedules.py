@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from farm.errors import RenderFailed
+from worker.sampling.estimates import denoising_weights
 from worker.sampling.probing import NUM_PROBES, BrownianPath, DrawsTwiceError, ProbeRun, probe
 from worker.sampling.specs import RunSpec, TimestepOptions
 
@@ -105,6 +106,12 @@ class Schedule:
             placed[calls, columns] = self.weights[:, age]
             placed[calls, columns + 1] = self.weights[:, DEPTH + age]
         return placed
+
+    @cached_property
+    def denoising(self) -> NDArray[np.float64]:
+        """Return the weights of a call's (latents, prediction) in its estimate of the picture, [calls, 2]."""
+        noising = np.array([self.start, *self.renoise[:-1]])
+        return denoising_weights(noising, self.input_scale, self.spec.prediction_type)
 
 
 def schedule_for(

@@ -67,6 +67,12 @@ class RunSpec:
         text = json.dumps(config, sort_keys=True, default=list)
         return cls(row.name, row.diffusers_class, text, num_inference_steps, first_step, options)
 
+    @property
+    def prediction_type(self) -> str:
+        """Return what the model predicts, as diffusers calls it; schedulers that are not told know flow alone."""
+        config = _construct(self.diffusers_class, self.config).config
+        return str(config.get("prediction_type", "flow_prediction"))
+
     def __str__(self) -> str:
         begin = f" from step {self.first_step}" if self.first_step else ""
         return f"scheduler {self.name} with {self.num_inference_steps} steps{begin}"
