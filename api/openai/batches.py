@@ -277,7 +277,9 @@ def list_batches(farm: Farm, caller: Asker, query: Annotated[BatchesQuery, Query
     )
 
 
-@router.get("/{batch_id}", response_model=Batch, responses=documented(NO_SUCH_BATCH, LEDGER_DOWN, STORAGE_DOWN))
+@router.get(
+    "/{batch_id}", response_model=Batch, responses=documented(NO_SUCH_BATCH, INVALID_REQUEST, LEDGER_DOWN, STORAGE_DOWN)
+)
 def get_batch(farm: Farm, caller: Asker, batch_id: BatchId) -> Batch:
     """Tell how a batch stands."""
     return read_batch(farm, caller, batch_id)

@@ -243,7 +243,7 @@ def list_files(farm: Farm, caller: Asker, query: Annotated[FilesQuery, Query()])
     return Files(farm.store, caller.tenant).page(query)
 
 
-@router.get("/{file_id}", response_model=FileObject, responses=documented(NO_SUCH_FILE, STORAGE_DOWN))
+@router.get("/{file_id}", response_model=FileObject, responses=documented(NO_SUCH_FILE, INVALID_REQUEST, STORAGE_DOWN))
 def get_file(farm: Farm, caller: Asker, file_id: FileId) -> FileObject:
     """Describe a file."""
     return Files(farm.store, caller.tenant).get(file_id)
@@ -255,7 +255,7 @@ def get_file(farm: Farm, caller: Asker, file_id: FileId) -> FileObject:
     response_description="Its bytes.",
     responses={
         200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
-        **documented(NO_SUCH_FILE, STORAGE_DOWN),
+        **documented(NO_SUCH_FILE, INVALID_REQUEST, STORAGE_DOWN),
     },
 )
 def get_file_content(farm: Farm, caller: Asker, file_id: FileId) -> StreamingResponse:
@@ -268,7 +268,9 @@ def get_file_content(farm: Farm, caller: Asker, file_id: FileId) -> StreamingRes
     return StreamingResponse(chain([first], pieces), media_type="application/octet-stream", headers=headers)
 
 
-@router.delete("/{file_id}", response_model=FileDeleted, responses=documented(NO_SUCH_FILE, STORAGE_DOWN))
+@router.delete(
+    "/{file_id}", response_model=FileDeleted, responses=documented(NO_SUCH_FILE, INVALID_REQUEST, STORAGE_DOWN)
+)
 def delete_file(farm: Farm, caller: Asker, file_id: FileId) -> FileDeleted:
     """Delete a file. A batch that was made of it goes on."""
     Files(farm.store, caller.tenant).delete(file_id)
