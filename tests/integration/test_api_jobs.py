@@ -126,6 +126,40 @@ def test_files_beside_an_image_have_urls_once_it_is_stored(api):
     assert image["thumbnail_url"] is image["upscaled_url"] is None
 
 
+def test_an_image_tells_the_job_that_makes_it_again(api):
+    """Every parameter as it was resolved, and only of this image: the job that it says has the same image."""
+    asked = {
+        "prompts": ["a", {"prompt": "b <lora:ink:0.5>", "negative_prompt": "c", "width": 64, "guidance_scale": 2.5}],
+        "num_images_per_prompt": 3,
+        "output": {"format": "webp", "quality": 70},
+        "reproducibility": "invariant",
+        "scheduler": "Euler a",
+        "clip_skip": 1,
+        "hires": {"scale": 1.5, "strength": 0.6},
+    }
+    url = api.post_job(**asked)["links"]["images"]
+    told = api.get(f"{url}/4").json()
+    assert told["download_url"] is None
+    assert told["again"]["prompts"] == ["b"]
+    assert told["again"]["loras"] == [{"name": "ink", "weight": 0.5}]
+    assert told["again"]["output"] == asked["output"]
+    repeated = api.post("/v1/jobs", json=told["again"])
+    assert repeated.status_code == 202, repeated.text
+    again = api.get(f"{repeated.json()['links']['images']}/0").json()
+    assert again["again"] == told["again"]
+    assert (again["prompt"], again["seed"]) == (told["prompt"], told["seed"]) == ("b", 8)
+
+
+def test_a_stored_image_has_a_url_to_save_it_by(api):
+    """The store is told the file's name in the signed URL, so a browser saves it whatever host it comes from."""
+    job = api.post_job()
+    assert api.render() == 1
+    image = api.get(f"{job['links']['images']}/0").json()
+    query = parse_qs(urlsplit(image["download_url"]).query)
+    assert query["response-content-disposition"] == [f'attachment; filename="{job["id"]}_0000000.png"']
+    assert urlsplit(image["download_url"]).path == urlsplit(image["url"]).path
+
+
 def test_a_page_beyond_the_last_image_is_empty(api):
     """An offset past the end is no error: there are just no images."""
     url = api.post_job()["links"]["images"]

@@ -1,7 +1,7 @@
 // One job: how far it is, what can be done with it, and its images as they come.
 
-import { Problem, ask, get } from "./api.js";
-import { button, h, put, say, text } from "./dom.js";
+import { Problem, ask, get, key, send } from "./api.js";
+import { attribute, button, h, icon, put, say, text } from "./dom.js";
 import { NONE, count, counted, duration, exactly, number, percent } from "./format.js";
 import { Gallery } from "./gallery.js";
 import { imageDialog } from "./image.js";
@@ -9,6 +9,7 @@ import { follow, isFinal } from "./live.js";
 import { inWords, outlook, pace, progressBar, stateMark } from "./progress.js";
 
 const STEPS_A_PREVIEW = 4;
+const MOST_PACKED = 50_000; // images of one archive
 
 /** Show job `id` in `root`; `.open(index)` shows one of its images over it, `.open(null)` none. */
 export function jobView(root, { id, title, signal }) {
@@ -129,6 +130,8 @@ function makeHead({ act }) {
   const facts = h("dl", { class: "numbers" });
   const actions = h("div", { class: "actions needs-submit" });
   const asked = confirmed(() => act("cancel"));
+  const all = h("a", { class: "button" }, icon("save"), h("span", {}, "Download all"));
+  all.addEventListener("click", (event) => saveWithKey(event, all));
   const buttons = {
     pause: button("Pause", { name: "pause", press: () => act("pause") }),
     resume: button("Resume", { name: "play", kind: "primary", press: () => act("resume") }),
@@ -140,7 +143,7 @@ function makeHead({ act }) {
     "div",
     {},
     h("p", { class: "crumb" }, h("a", { href: "#/" }, "Jobs"), " / ", mark),
-    h("div", { class: "job-title" }, h("div", {}, name, more), actions),
+    h("div", { class: "job-title" }, h("div", {}, name, more), h("div", { class: "actions" }, all, actions)),
     h("div", { class: "job-bar" }, bar, h("p", { class: "line" }, words, ahead)),
     problem,
     facts,
@@ -163,6 +166,8 @@ function makeHead({ act }) {
       text(words, `${inWords(job)} · ${percent(job.counts.stored, job.total)} %`);
       text(ahead, outlook(job));
       const ended = isFinal(job);
+      attribute(all, "href", `v1/jobs/${job.id}/archive`);
+      all.hidden = !job.counts.stored || job.total > MOST_PACKED;
       buttons.pause.hidden = ended || job.paused;
       buttons.resume.hidden = ended || !job.paused;
       buttons.retry.hidden = !job.counts.failed || job.state === "cancelled";
@@ -171,6 +176,23 @@ function makeHead({ act }) {
       put(facts, factsOf(job).map(([label, value]) => h("div", {}, h("dt", {}, label), h("dd", {}, value))));
     },
   };
+}
+
+/** Links carry no key: with one, the archive is fetched first and saved then. */
+async function saveWithKey(event, link) {
+  if (!key()) return;
+  event.preventDefault();
+  if (link.getAttribute("aria-disabled")) return;
+  attribute(link, "aria-disabled", "true");
+  say("Fetching the images.");
+  try {
+    const archive = await send("GET", link.getAttribute("href"));
+    const url = URL.createObjectURL(await archive.blob());
+    h("a", { href: url, download: `${link.getAttribute("href").split("/")[2]}.zip` }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 60_000);
+  } finally {
+    attribute(link, "aria-disabled", null);
+  }
 }
 
 function factsOf(job) {

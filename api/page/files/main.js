@@ -63,7 +63,7 @@ function title(words) {
 
 // -- the head
 
-const pace = h("a", { href: "#/farm", class: "pace-now" });
+const pace = h("a", { href: "#/farm", class: "pace-now", hidden: true });
 const tenant = h("span", { class: "tenant" });
 const account = h("span", { class: "account" });
 const look = h("button", { type: "button", class: "button quiet", on: { click: turnTheme } }, icon("half"), h("span", { class: "unseen" }));
@@ -105,7 +105,8 @@ function showTheme() {
 
 pulse.addEventListener("beat", () => {
   const { value, unit } = rate(farm.throughput.total["1m"].images_per_s);
-  text(pace, farm.throughput.total["1m"].images ? `${value} ${unit}` : "");
+  text(pace, `${value} ${unit}`);
+  pace.hidden = !farm.throughput.total["1m"].images;
 });
 
 // -- the API away, or locked

@@ -9,6 +9,7 @@ const DRAFT = "farm.draft";
 const SMALL_PX = 512;
 const NUMBERS = ["num_images_per_prompt", "seed", "width", "height", "num_inference_steps", "guidance_scale"];
 const CHOICES = { priority: "normal", reproducibility: "fast" };
+const TEMPLATE = /\{[^{}]*\|[^{}]*\}|\{\d|__[\w*/-]+__/; // what another mode of templates would read as one
 const FORMATS = ["png", "jpeg", "webp", "avif"];
 
 let draft = restored();
@@ -61,6 +62,7 @@ export function submitView(root, { title, signal }) {
       h("div", { class: "pair" }, fields.width.element, fields.height.element),
       h("div", { class: "pair" }, fields.num_inference_steps.element, fields.guidance_scale.element),
       fields.scheduler.element,
+      fields.template.element,
       h(
         "details",
         {},
@@ -125,8 +127,12 @@ export function submitView(root, { title, signal }) {
   function summarise() {
     const prompts = lines();
     const each = Number(fields.num_images_per_prompt.input.value || 1);
-    const total = prompts.length * each;
-    text(summary, prompts.length ? `${counted(prompts.length, "prompt")} × ${count(each)} = ${counted(total, "image")}` : "");
+    const mode = fields.template.input.value;
+    const hasTemplate = prompts.some((prompt) => TEMPLATE.test(prompt));
+    fields.template.element.hidden = !hasTemplate && mode === "off";
+    if (!prompts.length) text(summary, "");
+    else if (mode === "combinatorial" && hasTemplate) text(summary, "as many images as the templates say: Preview tells");
+    else text(summary, `${counted(prompts.length, "prompt")} × ${count(each)} = ${counted(prompts.length * each, "image")}`);
   }
 
   const lines = () => fields.prompts.input.value.split("\n").map((line) => line.trim()).filter(Boolean);
@@ -145,6 +151,7 @@ export function submitView(root, { title, signal }) {
     for (const [name, usual] of Object.entries(CHOICES)) {
       if (fields[name].input.value !== usual) job[name] = fields[name].input.value;
     }
+    if (fields.template.input.value !== "off") job.template = { mode: fields.template.input.value };
     job.output = { ...draft.output, format: fields.format.input.value };
     // A sheet of large pictures is megabytes a screen; of small ones it is not.
     if (size > SMALL_PX) job.output.thumbnail_px = 320;
@@ -174,6 +181,7 @@ export function submitView(root, { title, signal }) {
   /** Say at once what needs no asking. */
   function check() {
     clear();
+    put(preview);
     const given = lines().length > 0;
     if (!given) fields.prompts.blame("A prompt a line; there is none yet.");
     const wrong = Object.values(fields).find((field) => !field.input.validity.valid && field.input.validity.badInput);
@@ -216,8 +224,7 @@ export function submitView(root, { title, signal }) {
     try {
       put(preview, describe(await ask("POST", "v1/jobs:preview", { body: body(), signal })));
     } catch (error) {
-      if (error instanceof Problem && (error.status === 404 || error.status === 405)) look.hidden = true;
-      else blame(error);
+      blame(error);
     } finally {
       look.disabled = false;
     }
@@ -259,7 +266,7 @@ export function submitView(root, { title, signal }) {
 
   for (const [name, field] of Object.entries(fields)) {
     if (draft[name] !== undefined && field.input.tagName !== "SELECT") field.input.value = draft[name];
-    if (draft[name] && (name in CHOICES || name === "format")) field.input.value = draft[name];
+    if (draft[name] && (name in CHOICES || name === "format" || name === "template")) field.input.value = draft[name];
   }
   pulse.addEventListener("models", showModels, { signal });
   showModels();
@@ -286,6 +293,16 @@ function makeFields() {
     num_inference_steps: of("num_inference_steps", "Steps", numeric({ min: 1 })),
     guidance_scale: of("guidance_scale", "Guidance", numeric({ min: 0, max: 100, step: "any", inputmode: "decimal" })),
     scheduler: of("scheduler", "Scheduler", h("select")),
+    template: of(
+      "template",
+      "Templates",
+      choice([
+        ["off", "off: braces are braces"],
+        ["random", "random: one prompt drawn of each"],
+        ["combinatorial", "combinatorial: all that each can say"],
+      ]),
+      "{a|b} and __wildcard__ in prompts",
+    ),
     format: of("format", "Format", choice(FORMATS.map((name) => [name]))),
     priority: of("priority", "Priority", choice([["normal"], ["interactive"], ["bulk"]])),
     reproducibility: of("reproducibility", "Reproducibility", choice([["fast", "fast: the last bits may differ"], ["invariant", "invariant: always the same bytes"]])),
@@ -317,19 +334,20 @@ function makeField(name, label, input, hint) {
 
 // -- what a preview tells
 
-function describe(told) {
-  const images = told.total ?? told.num_images;
+function describe({ num_images, num_prompts, prompts, cost, images_ahead, workers, eta_s }) {
   const figures = [
-    images !== undefined && counted(images, "image"),
-    told.num_prompts !== undefined && counted(told.num_prompts, "prompt"),
-    told.eta_s !== undefined && told.eta_s !== null && `done in about ${duration(told.eta_s)}`,
-    told.gpu_s !== undefined && told.gpu_s !== null && `${duration(told.gpu_s)} of GPU time`,
-    told.price !== undefined && told.price !== null && `costs ${number(told.price)}`,
+    counted(num_images, "image"),
+    `of ${counted(num_prompts, "prompt")}`,
+    eta_s !== null && `there in about ${duration(eta_s)}`,
+    images_ahead > 0 && `behind ${counted(images_ahead, "other")}`,
+    cost.gpu_s !== null && `${duration(cost.gpu_s)} of GPU time`,
+    cost.price !== null && `at a price of ${number(cost.price, 2)}`,
+    workers === 0 && "no worker serves this model now",
   ];
-  const prompts = (told.prompts ?? []).map((prompt) => (typeof prompt === "string" ? prompt : prompt.prompt));
   return [
     h("p", {}, figures.filter(Boolean).join(" · ")),
-    prompts.length > 0 && h("ol", {}, prompts.map((prompt) => h("li", {}, prompt))),
+    h("ol", {}, prompts.map((each) => h("li", {}, each.prompt, h("span", { class: "faint" }, ` seed ${each.seed}`)))),
+    num_prompts > prompts.length && h("p", { class: "faint" }, `and ${counted(num_prompts - prompts.length, "more prompt")}`),
   ];
 }
 
