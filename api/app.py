@@ -35,6 +35,8 @@ from api import (
     tenants,
     uploads,
 )
+from api.batches import forecast, grid
+from api.batches.preparing import GRID_CHORE
 from api.browsers import cors_of, origins_of
 from api.chores import Chores, Handler
 from api.collector import FarmCollector
@@ -66,6 +68,7 @@ def create_app(settings: Settings, *, traces: Traces | None = None) -> FastAPI:
     handlers: dict[str, Handler] = {
         "manifest": retention.keep_manifest,
         "expire": retention.expire,
+        GRID_CHORE: grid.keep_grid,
         openai.CHORE: openai.keep_outputs,
         "webhook": deliveries.Deliveries(deliveries.DeliveryMetrics(http_metrics.registry)),
     }
@@ -112,7 +115,9 @@ def create_app(settings: Settings, *, traces: Traces | None = None) -> FastAPI:
     problems.install(app, dialects={**a1111.DIALECTS, **openai.DIALECTS})
     for module in (
         jobs,
+        forecast,
         one_job,
+        grid,
         events,
         archive,
         images,

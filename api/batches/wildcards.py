@@ -55,6 +55,13 @@ class Wildcards:
             raise Refused(f"there is no wildcard {name!r}{hint}", value=name, choices=self.names[:100])
         return tuple(line for each in found for line in self._read(each))[:_MAX_LINES]
 
+    def lines_if_readable(self, name: str) -> tuple[str, ...]:
+        """Return the lines of a wildcard that is there; none where its file cannot be read."""
+        try:
+            return self.lines(name)
+        except Refused:
+            return ()
+
     def _read(self, name: str) -> tuple[str, ...]:
         if name not in self._lines:
             self._lines[name] = _lines_of(self._files[name], name)
