@@ -1,96 +1,64 @@
-"""A worker played by a thread: it renders nothing, but does to ledger and store what a real one does."""
+"""A stand-in for a worker whose images do what their prompts say: `fails` fail, `slow` stay in their seats."""
 
 from __future__ import annotations
 
-import io
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from PIL import Image
-
-from api_client import WORKER, heartbeat
 from farm.jobs import Hint, Unit
 from farm.ledger import Ledger
 from farm.settings import Settings
-from farm.storage import CONTENT_TYPES, Store, object_key
+from farm.storage import Store
+from stand_in import _NAME, StandIn
 
 
-def picture_of(unit: Unit) -> bytes:
-    """Return a picture of the unit's size and format whose colour follows from its seed."""
-    file = io.BytesIO()
-    colour = tuple(unit.seed * prime % 256 for prime in (37, 101, 17))
-    Image.new("RGB", (unit.width, unit.height), colour).save(file, unit.output.format)
-    return file.getvalue()
+class PlayedWorker(StandIn):
+    """Renders everything else at once."""
 
-
-class PlayedWorker:
-    """Takes units as they come: prompts with `fails` fail, those with `slow` stay in their seats until let go."""
-
-    def __init__(self, settings: Settings, model: str = "scenes") -> None:
+    def __init__(self, settings: Settings) -> None:
         self.ledger = Ledger.connect(settings)
         self.store = Store.connect(settings)
         self.redis_url = settings.redis_url
-        self.held: dict[Hint, Unit] = {}
-        self._model = model
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work)
+        self._slow: dict[Hint, Unit] = {}
+        super().__init__(self.ledger, self.store)
 
-    def start(self) -> None:
-        """Report, and begin."""
-        self.store.ensure_bucket()
-        self._report()
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Take nothing more."""
-        self._stopped.set()
-        self._thread.join()
-        self.ledger.close()
+    def held(self) -> list[Hint]:
+        """Return the units that stay in their seats; those of cancelled jobs have left them."""
+        for hint in self.ledger.renew(_NAME, list(self._slow)):
+            self._slow.pop(hint, None)
+        return list(self._slow)
 
     def let_go(self) -> None:
         """Finish what is held."""
-        for hint, unit in list(self.held.items()):
-            del self.held[hint]
-            self._store(hint, unit)
+        for hint in self.held():
+            super()._finish(hint, self._slow.pop(hint))
 
-    def _report(self) -> None:
-        self.ledger.report(heartbeat(self._model, max_batch=32))
+    def fail(self, hint: Hint) -> None:
+        """Fail one that is held."""
+        self.ledger.failed(hint, _NAME, "the reason", final=True)
 
-    def _work(self) -> None:
-        while not self._stopped.wait(0.02):
-            self._report()
-            # What the API has handed to Celery is claimed by nobody else.
-            hints = [*self.ledger.feed(self._model), *self.ledger.rehint(self._model, older_than_s=0.0)]
-            for hint in hints:
-                self._take(hint)
-            gone = self.ledger.renew(WORKER, list(self.held))
-            for hint in gone:
-                self.held.pop(hint, None)
+    def show(self, hint: Hint, *, step: int, jpeg: bytes) -> None:
+        """Show how far one is that is held."""
+        assert self.ledger.put_preview(hint, _NAME, step=step, steps=20, jpeg=jpeg)
 
-    def _take(self, hint: Hint) -> None:
-        unit = self.ledger.claim(hint, WORKER)
-        if unit is None:
-            return
+    def _claim(self, hint: Hint) -> None:
+        super()._claim(hint)
+        if self._held and "slow" in self._held[-1][1].prompt:
+            claimed, unit = self._held.pop()
+            self._slow[claimed] = unit
+
+    def _finish(self, hint: Hint, unit: Unit) -> None:
         if "fails" in unit.prompt:
-            self.ledger.failed(hint, WORKER, "the reason", final=True)
-        elif "slow" in unit.prompt:
-            self.held[unit.hint] = unit
+            self.fail(hint)
         else:
-            self._store(hint, unit)
-
-    def _store(self, hint: Hint, unit: Unit) -> None:
-        image_format = unit.output.format
-        self.store.put(object_key(unit.job, unit.index, image_format), picture_of(unit), CONTENT_TYPES[image_format])
-        self.ledger.stored(hint, WORKER, gpu_s=0.5, render_s=1.0)
+            super()._finish(hint, unit)
 
 
 @contextmanager
 def playing(settings: Settings) -> Iterator[PlayedWorker]:
     """Play a worker for the length of a `with` block."""
     worker = PlayedWorker(settings)
-    worker.start()
-    try:
+    worker.store.ensure_bucket()
+    with worker:
         yield worker
-    finally:
-        worker.stop()
+    worker.ledger.close()

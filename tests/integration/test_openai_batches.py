@@ -179,7 +179,7 @@ def test_a_line_with_an_image_that_failed_tells_of_the_others(farm, client):
     """What is rendered is not lost because one of its line is not."""
     batch = begin(client, line("a", prompt="slow", n=3))
     one, two, three = sorted(until(lambda: len(held := farm.held(client)) == 3 and held))
-    farm.worker.ledger.failed(two, "host:gpu0#1", "the reason", final=True)
+    farm.worker.fail(two)
     until(lambda: len(farm.held(client)) == 2)
     farm.worker.let_go()
     batch = wait(client, batch)

@@ -11,7 +11,6 @@ import openai
 import pytest
 from PIL import Image
 
-from api_client import WORKER
 from farm.jobs import JobState
 from openai_clients import openai_farm, until
 
@@ -184,18 +183,18 @@ def test_a_stream_tells_of_each_image(client, farm):
     stream = client.images.generate(
         prompt="slow", model="scenes", size="128x64", stream=True, partial_images=2, extra_body={"seed": 9}
     )
+    (hint,) = until(lambda: farm.held(client))
+    events = [next(stream)]  # as soon as it is in a seat
     file = io.BytesIO()
     Image.new("RGB", (16, 8)).save(file, "JPEG")
-    (hint,) = until(lambda: farm.held(client))
-    events = []
-    for step in (7, 14):
-        farm.worker.ledger.put_preview(hint, WORKER, step=step, steps=20, jpeg=file.getvalue())
-        events.append(next(stream))
+    farm.worker.show(hint, step=14, jpeg=file.getvalue())
+    events.append(next(stream))
+    farm.worker.show(hint, step=18, jpeg=file.getvalue())  # one more than it wants
     farm.worker.let_go()
     events += stream
     assert [event.type.partition(".")[2] for event in events] == ["partial_image", "partial_image", "completed"]
     assert [event.partial_image_index for event in events[:2]] == [0, 1]
-    assert base64.b64decode(events[0].b64_json) == file.getvalue()
+    assert base64.b64decode(events[1].b64_json) == file.getvalue()
     whole = events[-1]
     assert Image.open(io.BytesIO(base64.b64decode(whole.b64_json))).size == (128, 64)
     assert (whole.size, whole.output_format, whole.quality, whole.usage.total_tokens) == ("128x64", "png", "auto", 0)
