@@ -8,6 +8,7 @@ a caller sees is not decided here but by the endpoints.
 from __future__ import annotations
 
 import math
+import time
 from typing import Final
 
 from fastapi import Request
@@ -18,6 +19,7 @@ from api import audit
 from api.browsers import Browsers
 from api.callers import Caller, identify
 from api.callers import Scope as KeyScope
+from api.keyring import MAX_AGE_S
 from api.parts import Parts
 from api.problems import (
     CROSS_SITE,
@@ -29,7 +31,7 @@ from api.problems import (
     answer,
     problem_of,
 )
-from farm.errors import FarmError
+from farm.errors import FarmError, Refused
 from farm.settings import Settings
 
 ANSWERS: Final = (UNAUTHENTICATED, FORBIDDEN, CROSS_SITE, TOO_MANY_REQUESTS, LEDGER_DOWN)
@@ -59,12 +61,16 @@ class Gate:
         is_change = needed_scope(request.method, request.scope["path"]) == "submit"
         note = audit.Note(request)
         status = 500
+        checked_at_s = time.monotonic()
 
         async def send_on(message: Message) -> None:
-            nonlocal status
+            nonlocal status, checked_at_s
             if message["type"] == "http.response.start":
                 status = message["status"]
                 note.read(message)
+            elif message.get("more_body") and time.monotonic() >= checked_at_s + MAX_AGE_S:
+                checked_at_s = time.monotonic()
+                await _check_again(request)
             await send(message)
 
         try:
@@ -107,6 +113,16 @@ def _check_scope(request: Request, caller: Caller) -> None:
     needed = needed_scope(request.method, request.scope["path"])
     if needed not in caller.scopes:
         raise HttpProblem(FORBIDDEN, f"the key lacks the scope `{needed}`; it has {', '.join(sorted(caller.scopes))}")
+
+
+async def _check_again(request: Request) -> None:
+    """Raise Refused, which cuts a stream off, when its key opens nothing any more: streams last for an hour."""
+    caller: Caller | None = getattr(request.state, "caller", None)
+    if caller is None or caller.opened_by is None:
+        return
+    farm: Parts = request.app.state.parts
+    if not await run_in_threadpool(farm.keyring.still_opens, caller.opened_by):
+        raise Refused("the key was revoked, or has expired, while its stream went on")
 
 
 async def _check_rate(request: Request, caller: Caller) -> None:

@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 from pydantic import SecretStr
 
 from api.credentials import digest_of, id_in
-from farm.errors import Fatal
+from farm.errors import Fatal, LedgerDown
 from farm.ledger import ApiKey, Ledger
 from farm.settings import Settings
 
@@ -80,11 +80,19 @@ class Keyring:
                 return opened
         key_id = id_in(token)
         key = None if key_id is None else self._key(key_id)
-        if key is None or not hmac.compare_digest(key.digest, digest):
-            return None
-        if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= self._clock()):
+        if key is None or not hmac.compare_digest(key.digest, digest) or not self._is_good(key):
             return None
         return OpenedBy(key.id, key.tenant, key.scopes, is_limited=key.max_requests_per_minute is not None)
+
+    def still_opens(self, opened: OpenedBy) -> bool:
+        """Whether a key that opened something was neither revoked nor has expired since; while Redis is away, yes."""
+        if opened.is_of_settings:
+            return True
+        try:
+            key = self._key(opened.key_id)
+        except LedgerDown:
+            return True
+        return key is not None and self._is_good(key)
 
     def use(self, opened: OpenedBy) -> float:
         """Count a request of a key; return the seconds that it must wait, 0 for none. Raises LedgerDown.
@@ -113,6 +121,9 @@ class Keyring:
             with self._lock:
                 _remember(self._remembered, key_id, (asked_at, key))
         return key
+
+    def _is_good(self, key: ApiKey) -> bool:
+        return key.revoked_at is None and (key.expires_at is None or key.expires_at > self._clock())
 
     def _is_fresh(self, since: float | None, max_age_s: float) -> bool:
         return since is not None and 0 <= self._clock() - since < max_age_s  # clocks are set back, too

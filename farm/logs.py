@@ -14,6 +14,9 @@ _STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {
     "taskName",
 }
 
+QUIETED: Final = ("boto3", "botocore", "s3transfer", "urllib3", "httpx", "httpcore")
+"""Libraries that tell of nothing but warnings: what they say else are requests, with signatures that are secrets."""
+
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
@@ -47,6 +50,8 @@ def configure_logging(*, level: str, log_format: Literal["text", "json"]) -> Non
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in QUIETED:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:

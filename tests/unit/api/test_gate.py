@@ -1,14 +1,18 @@
 """Nobody enters without a key where keys are asked for: no path, no method, no shape of an answer is forgotten."""
 
+import asyncio
 import base64
 import logging
+from contextlib import nullcontext
 
 import pytest
 
 from api.app import create_app
 from api.credentials import new_key
-from api.gate import is_public, needed_scope
+from api.gate import Gate, is_public, needed_scope
+from api.keyring import OpenedBy
 from api_client import offline_api
+from farm.errors import Refused
 from farm.settings import Settings
 
 OPERATOR_KEY, METRICS_KEY = "o" * 32, "m" * 32
@@ -173,3 +177,28 @@ def test_a_path_forges_no_line(closed, caplog):
     for record in caplog.records:
         assert "\n" not in record.getMessage()
         assert len(getattr(record, "target", "")) <= 200
+
+
+@pytest.mark.parametrize("is_good", [True, False])
+def test_a_stream_ends_when_its_key_does(closed, monkeypatch, is_good):
+    """Streams last for an hour: a key that is revoked meanwhile is noticed at the next piece, some seconds later."""
+    keyring = closed.app.state.parts.keyring
+    monkeypatch.setattr(keyring, "open", lambda _token: OpenedBy("0123456789", "alice", ("read",)))
+    monkeypatch.setattr(keyring, "use", lambda _opened: 0.0)
+    monkeypatch.setattr(keyring, "still_opens", lambda _opened: is_good)
+    sent = []
+
+    async def stream(_scope, _receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for body in (b"first", b"second"):
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+            monkeypatch.setattr("api.gate.MAX_AGE_S", 0.0)  # as if they had gone by
+
+    async def send(message):
+        sent.append(message.get("body"))
+
+    headers = [(b"authorization", b"Bearer a-key"), (b"host", b"testserver")]
+    scope = {"type": "http", "method": "GET", "path": "/v1/events", "headers": headers, "app": closed.app}
+    with nullcontext() if is_good else pytest.raises(Refused, match="revoked"):
+        asyncio.run(Gate(stream, settings=closed.app.state.parts.settings)(scope, None, send))
+    assert sent == ([None, b"first", b"second"] if is_good else [None, b"first"])

@@ -143,6 +143,20 @@ def test_without_redis_only_known_keys_open_and_not_for_long(keyring, keys, cloc
         keyring.open(made.token)
 
 
+def test_what_goes_on_is_asked_about_again(keyring, keys, clock):
+    """A stream of a key that was revoked or has expired ends; an outage of Redis ends none."""
+    made, expiring = keys.add(), keys.add(expires_at=clock.now + 10)
+    opened, ending = keyring.open(made.token), keyring.open(expiring.token)
+    assert keyring.still_opens(opened)
+    clock.now += 10
+    assert not keyring.still_opens(ending)
+    keys.known[made.id] = replace(keys.known[made.id], revoked_at=clock.now)
+    keys.is_down = True
+    assert keyring.still_opens(opened)
+    keys.is_down = False
+    assert not keyring.still_opens(opened)
+
+
 def test_use_is_noted_once_a_minute_and_counted_where_there_is_a_limit(keyring, keys, clock):
     """A key without a limit costs Redis one write a minute; one with a limit one for each request."""
     free, limited = keys.add(), keys.add(max_requests_per_minute=60)

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from api import problems
 from farm import errors
-from farm.logs import JsonFormatter, TextFormatter
+from farm.logs import QUIETED, JsonFormatter, TextFormatter, configure_logging
 
 STATUSES = {
     errors.FarmError: (500, "internal-error"),
@@ -113,3 +113,11 @@ def test_a_dialect_tells_the_errors_of_its_paths():
     assert list(client.get("/v1/images").json()) == ["two"]
     assert list(client.get("/v1/jobs").json()) == ["one"]
     assert client.get("/v10").json()["type"].endswith("not-found")
+
+
+def test_libraries_log_no_requests_at_any_level():
+    """At DEBUG boto tells of each request with its signature, and who has that may fetch the object."""
+    configure_logging(level="DEBUG", log_format="text")
+    assert logging.getLogger("api.audit").isEnabledFor(logging.DEBUG)
+    for name in QUIETED:
+        assert not logging.getLogger(f"{name}.auth").isEnabledFor(logging.INFO)
