@@ -130,6 +130,20 @@ def test_what_is_asked_is_told(told, where):
     assert grouped <= set().union(*(told[metric] for metric in metrics)) | {"instance"}
 
 
+def test_the_page_about_metrics_has_all_of_them(told):
+    """Every metric stands in the table of docs/monitoring.md with its labels, and nothing else does."""
+    page = (DEPLOY.parent / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`farm_[^|]*) \|([^|]*)\|", page, re.MULTILINE)
+    documented = {
+        name: set(re.findall(r"`(\w+)`", labels)) for names, labels in rows for name in re.findall(r"`(\w+)`", names)
+    }
+    real = defaultdict(set)
+    for name, labels in told.items():
+        if name not in OF_PROMETHEUS:
+            real[re.sub(r"_(bucket|count|sum)$", "", name)] |= labels - {"le"}
+    assert documented == real
+
+
 def test_a_rule_says_what_is_wrong_and_how_bad_that_is():
     """An alert in the middle of the night tells what to look at; no two have one name."""
     rules = [rule for group in RULES["groups"] for rule in group["rules"]]
