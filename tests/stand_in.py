@@ -26,13 +26,16 @@ class StandIn:
     """Renders what comes for `models` while its `with` block lasts; image of seed s is of one colour, `colour_of(s)`.
 
     `hold` keeps it from finishing images: what it has claimed stays at half of its steps. `fails_with` is the reason
-    that images fail with from then on.
+    that images fail with from then on. Jobs of more than `max_images` are cancelled when their first image comes.
     """
 
-    def __init__(self, ledger: Ledger, store: Store, *, models: tuple[str, ...] = ("scenes",)) -> None:
+    def __init__(
+        self, ledger: Ledger, store: Store, *, models: tuple[str, ...] = ("scenes",), max_images: int = 1000
+    ) -> None:
         self._ledger = ledger
         self._store = store
         self._models = models
+        self._max_images = max_images
         self._ends = threading.Event()
         self._is_free = threading.Event()
         self._is_free.set()
@@ -85,6 +88,9 @@ class StandIn:
                 continue
 
     def _claim(self, hint: Hint) -> None:
+        if self._ledger.job(hint.job).header.total > self._max_images:
+            self._ledger.cancel(hint.job)
+            return
         unit = self._ledger.claim(hint, _NAME)
         if unit is not None:
             self.units.append(unit)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, from_json
 
 from api.bodies import read_body
 from api.field_errors import FieldError, echo, nul_in
@@ -33,8 +35,37 @@ class Lenient(BaseModel):
             return {name: value for name, value in data.items() if value is not None}
         return data
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Tell in the schema that null will do, too."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        for name, field in schema.get("properties", {}).items():
+            if name not in schema.get("required", ()) and {"type": "null"} not in field.get("anyOf", ()):
+                told = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
+                schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **told}
+        return schema
+
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Return OpenAPI's description of a body that an endpoint reads itself, for its `openapi_extra`."""
+    schema = model.model_json_schema()
+    schema = _inlined(schema, schema.pop("$defs", {}))  # what stands elsewhere could not be found from there
+    return {"requestBody": {"content": {"application/json": {"schema": schema}}, "required": True}}
+
+
+def _inlined(part: Any, definitions: Mapping[str, Any]) -> Any:
+    """Return a part of a JSON schema with its references to `definitions` replaced by what they name."""
+    match part:
+        case {"$ref": str(name)}:
+            return _inlined(definitions[name.rpartition("/")[2]], definitions)
+        case dict():
+            return {key: _inlined(value, definitions) for key, value in part.items()}
+        case list():
+            return [_inlined(item, definitions) for item in part]
+    return part
 
 
 async def read_model(request: Request, farm: Parts, model: type[Model]) -> Model:
@@ -50,7 +81,7 @@ def parse(body: bytes, model: type[Model]) -> Model:
     if sum(body.count(mark) for mark in (b",", b"[", b"{")) > _MAX_PARTS:
         raise HttpProblem(INVALID_REQUEST, "the body has more parts than any request has")
     try:
-        document = from_json(body or b"{}", allow_inf_nan=False)
+        document = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         message = f"is not JSON: {error}"
         excerpt = echo(body[:_MAX_EXCERPT_BYTES].decode("utf-8", "replace"))

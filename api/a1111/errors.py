@@ -30,10 +30,10 @@ from api.problems import (
 )
 from api.rendering import NO_WORKER, RENDER_FAILED, TOOK_TOO_LONG
 
-READING: Final = (LEDGER_DOWN, BROKEN)
+READING: Final = (INVALID_REQUEST, LEDGER_DOWN, BROKEN)
 """What an endpoint may answer that asks the ledger."""
 
-WITH_BODY: Final = (MALFORMED_JSON, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST)
+WITH_BODY: Final = (MALFORMED_JSON, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE)
 """What an endpoint may answer that reads a body."""
 
 CHANGING: Final = (FORBIDDEN, *READING)

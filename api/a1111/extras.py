@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from api.a1111.bodies import Lenient, read_model
+from api.a1111.bodies import Lenient, body_of, read_model
 from api.a1111.clients import Calling
 from api.a1111.errors import CHANGING, READING, WITH_BODY, documented
 from api.a1111.info import parameters_of
@@ -93,14 +93,10 @@ class AllEnlarged(BaseModel):
     images: list[str] = Field(description="PNGs in base64, in order.")
 
 
-def _body(model: type[BaseModel]) -> dict[str, Any]:
-    return {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}, "required": True}}
-
-
 @router.post(
     "/png-info",
     responses=documented(*WITH_BODY, *READING),
-    openapi_extra=_body(PictureToRead),
+    openapi_extra=body_of(PictureToRead),
     name="a1111_png_info",
 )
 async def read_png_info(request: Request, farm: Farm, _client: Calling) -> PictureInfo:
@@ -126,7 +122,7 @@ def _read(image: str) -> PictureInfo:
 @router.post(
     "/extra-single-image",
     responses=documented(*WITH_BODY, *CHANGING),
-    openapi_extra=_body(PictureToEnlarge),
+    openapi_extra=body_of(PictureToEnlarge),
     name="a1111_extra_single_image",
 )
 async def enlarge_picture(request: Request, farm: Farm, _client: Calling) -> Enlarged:
@@ -139,7 +135,7 @@ async def enlarge_picture(request: Request, farm: Farm, _client: Calling) -> Enl
 @router.post(
     "/extra-batch-images",
     responses=documented(*WITH_BODY, *CHANGING),
-    openapi_extra=_body(PicturesToEnlarge),
+    openapi_extra=body_of(PicturesToEnlarge),
     name="a1111_extra_batch_images",
 )
 async def enlarge_pictures(request: Request, farm: Farm, _client: Calling) -> AllEnlarged:

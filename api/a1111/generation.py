@@ -16,7 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.a1111.bodies import Model, read_model
+from api.a1111.bodies import Model, body_of, read_model
 from api.a1111.clients import Calling, Client
 from api.a1111.controlnet import units_in
 from api.a1111.errors import RENDERING, documented
@@ -59,9 +59,7 @@ def _documented(model: type[Model]) -> dict[str, Any]:
     return {
         "response_model": GenerationAnswer,
         "responses": documented(*RENDERING),
-        "openapi_extra": {
-            "requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}, "required": True}
-        },
+        "openapi_extra": body_of(model),
     }
 
 

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from api.a1111.bodies import read_model
+from api.a1111.bodies import body_of, read_model
 from api.a1111.clients import Calling
 from api.a1111.errors import CHANGING, READING, WITH_BODY, documented
 from api.a1111.generation import default_model
@@ -303,12 +303,7 @@ def _model_of(farm: Parts, given: Mapping[str, Any]) -> str | None:
 @router.post(
     "/options",
     responses=documented(*WITH_BODY, UNKNOWN_MODEL, *CHANGING),
-    openapi_extra={
-        "requestBody": {
-            "content": {"application/json": {"schema": OptionChanges.model_json_schema()}},
-            "required": True,
-        }
-    },
+    openapi_extra=body_of(OptionChanges),
     name="a1111_set_options",
 )
 async def set_options(request: Request, farm: Farm, client: Calling) -> None:

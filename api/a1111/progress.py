@@ -10,13 +10,12 @@ from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
-from api.a1111.bodies import Lenient, read_model
+from api.a1111.bodies import Lenient, body_of, read_model
 from api.a1111.clients import Calling, Client
 from api.a1111.errors import CHANGING, READING, WITH_BODY, documented
 from api.a1111.pictures import base64_of
 from api.a1111.requests import Name, Whole
 from api.parts import Farm, Parts
-from api.problems import INVALID_REQUEST
 from farm.errors import UnknownJob
 from farm.jobs import UnitState
 from farm.ledger import JobStatus, Ledger, Preview
@@ -142,7 +141,7 @@ def current_jobs(ledger: Ledger, client: Client) -> list[JobStatus]:
     return []
 
 
-@router.get("/sdapi/v1/progress", responses=documented(INVALID_REQUEST, *READING), name="a1111_progress")
+@router.get("/sdapi/v1/progress", responses=documented(*READING), name="a1111_progress")
 def get_progress(
     farm: Farm,
     client: Calling,
@@ -176,7 +175,7 @@ def get_progress(
 @router.post(
     "/internal/progress",
     responses=documented(*WITH_BODY, *READING),
-    openapi_extra={"requestBody": {"content": {"application/json": {"schema": TaskQuery.model_json_schema()}}}},
+    openapi_extra=body_of(TaskQuery),
     name="a1111_internal_progress",
 )
 async def get_task_progress(request: Request, farm: Farm, client: Calling) -> TaskAnswer:
