@@ -14,7 +14,7 @@ from fastapi import APIRouter
 from fastapi.responses import RedirectResponse
 from PIL import Image
 
-from api.batches.grid_image import Dimension, Geometry, Layout, compose, geometry_of
+from api.batches.grid_image import Dimension, Geometry, Layout, Shown, compose, geometry_of
 from api.callers import Asker, JobId, own_job
 from api.parts import Farm, Parts
 from api.problems import (
@@ -114,7 +114,10 @@ def _picture_of(farm: Parts, header: Header) -> Image.Image:
     subtitle = _subtitle(header, entries)
     geometry = geometry_of(Layout.of(dimensions), largest=largest, has_subtitle=True)
     return compose(
-        geometry, lambda index: _fetched(farm, header, images[index], geometry), title=title, subtitle=subtitle
+        geometry,
+        lambda index: _shown(farm, header, images[index], sizes[images[index].prompt_index], geometry),
+        title=title,
+        subtitle=subtitle,
     )
 
 
@@ -141,7 +144,7 @@ def _subtitle(header: Header, entries: list[Entry]) -> str:
     """Tell what all images have in common."""
     first, varying = entries[0], {axis.name for axis in header.grid or ()}
     told = {
-        "width": f"{first.width}×{first.height}" if "height" not in varying else "",
+        "width": f"{first.width} x {first.height}" if "height" not in varying else "",
         "num_inference_steps": f"{first.num_inference_steps} steps",
         "guidance_scale": f"guidance {first.guidance_scale:g}",
         "scheduler": first.scheduler,
@@ -154,7 +157,7 @@ def _subtitle(header: Header, entries: list[Entry]) -> str:
     return "  ·  ".join([header.model, *same, f"{header.total} image{'s' * (header.total > 1)}"])
 
 
-def _fetched(farm: Parts, header: Header, image: ImageStatus, geometry: Geometry) -> Image.Image | str:
+def _shown(farm: Parts, header: Header, image: ImageStatus, size: tuple[int, int], geometry: Geometry) -> Shown | str:
     """Return an image, its thumbnail where that will do, or a word for why there is none."""
     if image.state is not UnitState.STORED:
         return image.state.value
@@ -167,4 +170,4 @@ def _fetched(farm: Parts, header: Header, image: ImageStatus, geometry: Geometry
         picture, _ = read_picture(farm.store.get(key), max_pixels=_MAX_PIXELS)
     except (NoSuchObject, Refused):
         return "missing"
-    return picture
+    return Shown(picture, *size)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -100,6 +100,14 @@ def _told(dimension: Dimension, place: int) -> str:
     return label if dimension.name == "prompt" else f"{dimension.name} {label}"
 
 
+class Shown(NamedTuple):
+    """An image, and the size it has in the job: what is at hand may be its thumbnail."""
+
+    picture: Image.Image
+    width: int
+    height: int
+
+
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """Where everything stands, in pixels; a cell holds the largest image at `scale`."""
@@ -178,9 +186,7 @@ def _size(geometry: Geometry, across: int) -> tuple[int, int]:
     )
 
 
-def compose(
-    geometry: Geometry, fetch: Callable[[int], Image.Image | str], *, title: str, subtitle: str = ""
-) -> Image.Image:
+def compose(geometry: Geometry, fetch: Callable[[int], Shown | str], *, title: str, subtitle: str = "") -> Image.Image:
     """Return the picture; `fetch` gives the image at an index, one at a time, or says in a word why there is none."""
     layout = geometry.layout
     sheet = Image.new("RGB", geometry.size, _PAPER)
@@ -235,7 +241,7 @@ def _write_lines(draw: ImageDraw.ImageDraw, text: str, width_px: int, at: tuple[
         draw.text((at[0], y), line, font=_font(_LABEL_PX), fill=_INK, anchor=anchor)
 
 
-def _draw_cell(sheet: Image.Image, geometry: Geometry, found: Image.Image | str, corner: tuple[int, int]) -> None:
+def _draw_cell(sheet: Image.Image, geometry: Geometry, found: Shown | str, corner: tuple[int, int]) -> None:
     """Put an image into the middle of its cell, or say why there is none."""
     cell, (x, y) = geometry.cell, corner
     if isinstance(found, str):
@@ -246,7 +252,7 @@ def _draw_cell(sheet: Image.Image, geometry: Geometry, found: Image.Image | str,
         return
     fitting = min(geometry.scale, cell[0] / found.width, cell[1] / found.height)
     size = (max(1, round(found.width * fitting)), max(1, round(found.height * fitting)))
-    fitted = found.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    fitted = found.picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     # The corners are drawn four times as large and shrunk: ImageDraw itself does not smooth edges.
     mask = Image.new("L", (size[0] * 4, size[1] * 4), 0)
     ImageDraw.Draw(mask).rounded_rectangle((0, 0, mask.width - 1, mask.height - 1), _CORNER_PX * 4, fill=255)

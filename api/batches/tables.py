@@ -19,7 +19,7 @@ _DELIMITERS: Final = (",", ";", "\t")
 _MAX_COLUMNS: Final = 64
 _MAX_LINE_CHARS: Final = 500_000
 _QUOTED: Final = re.compile(r'"[^"]*+"')
-_HINT: Final = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)  # what Excel writes and reads
+_HINT: Final = re.compile(r"sep=([,;|\t])\r?\n", re.IGNORECASE)  # what Excel writes and reads
 
 
 @dataclass(frozen=True, slots=True)

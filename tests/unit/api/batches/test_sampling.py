@@ -226,7 +226,7 @@ def test_an_explosion_is_counted_and_begun_without_being_made(template):
     ],
 )
 def test_work_that_multiplies_ends_with_the_budget(work):
-    """Variables within variables, a hundred times each, are refused when the budget is spent, not when they are done."""
+    """Variables within variables, many times each, are refused when the budget is spent, not when they are done."""
     sets = "".join(f"${{{name}={('${' + inner + '}') * 150}}}" for name, inner in pairwise("abcdefg"))
     tree = parse(f"{sets}${{g=}}${{a}}")
     sampler = Sampler(Wildcards([]), max_steps=20_000)
