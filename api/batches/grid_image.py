@@ -23,6 +23,7 @@ _LARGEST_CELL_PX: Final = 512
 _USUAL_CELL_PX: Final = 192  # what smaller images are enlarged to: labels need room
 _SMALLEST_CELL_PX: Final = 24
 _MAX_COLUMNS_ALONE: Final = 8  # of a grid with one axis, before it goes on below
+_MAX_COLUMNS: Final = 64
 _MAX_ROWS: Final = 24
 
 _PAPER: Final = "#fbfaf7"
@@ -74,8 +75,8 @@ class Layout:
         What would be too long for an edge is told in headings: blocks fill a page from left to right.
         """
         varying = [each for each in dimensions if len(each.labels) > 1]
-        columns = varying.pop(0) if varying and (len(varying) > 1 or _fits_alone(varying[0])) else _ONE
-        rows = varying.pop(0) if varying and len(varying[0].labels) <= _MAX_ROWS and columns is not _ONE else _ONE
+        columns = _taken(varying, most=_MAX_COLUMNS if len(varying) > 1 else _MAX_COLUMNS_ALONE)
+        rows = _ONE if columns is _ONE else _taken(varying, most=_MAX_ROWS)
         blocks = [("", 0)]
         for outer in varying:
             blocks = [
@@ -90,8 +91,12 @@ class Layout:
         return self.blocks[block][1] + row * self.rows.stride + column * self.columns.stride
 
 
-def _fits_alone(dimension: Dimension) -> bool:
-    return len(dimension.labels) <= _MAX_COLUMNS_ALONE
+def _taken(dimensions: list[Dimension], *, most: int) -> Dimension:
+    """Take the first that is no longer than an edge allows, if there is one."""
+    found = next((each for each in dimensions if len(each.labels) <= most), _ONE)
+    if found is not _ONE:
+        dimensions.remove(found)
+    return found
 
 
 def _told(dimension: Dimension, place: int) -> str:
