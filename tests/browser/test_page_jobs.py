@@ -1,6 +1,7 @@
 """The page, as people use it: jobs are sent, watched, looked at and cancelled."""
 
 import re
+import zipfile
 
 import pytest
 from playwright.sync_api import expect
@@ -161,6 +162,30 @@ def test_a_hundred_thousand_images_cost_as_much_as_those_in_sight(visit, farm):
         "offset=99900&limit=100",
     }
     farm.ask("DELETE", f"/v1/jobs/{job}")
+
+
+def test_a_batch_is_looked_at_before_it_is_sent(visit, farm):
+    """Preview tells what templates stand for and how much it is, and sends nothing."""
+    before = farm.ask("GET", "/v1/jobs?limit=1")["data"]
+    page = visit.open("#/new")
+    page.locator("#field-model").select_option("scenes")
+    fill(page, prompts="a {red|blue} {star|circle}\na yellow house", num_images_per_prompt=2, seed=5)
+    page.locator("#field-template").select_option("combinatorial")
+    page.get_by_role("button", name="Preview").click()
+    told = page.locator(".preview")
+    expect(told.locator("li")).to_have_count(5)
+    expect(told.locator("p").first).to_have_text(re.compile("^10 images · of 5 prompts"))
+    expect(told.locator("li").nth(3)).to_have_text("a blue circle seed 5")
+    assert farm.ask("GET", "/v1/jobs?limit=1")["data"] == before
+
+
+def test_all_images_of_a_job_are_saved_at_once(visit, pictures):
+    """Download all brings one zip of what is stored."""
+    page = visit.open(f"#/jobs/{pictures}")
+    with page.expect_download() as saved:
+        page.get_by_role("link", name="Download all").click()
+    with zipfile.ZipFile(saved.value.path()) as archive:
+        assert sum(name.endswith(".png") for name in archive.namelist()) == 4
 
 
 def test_what_is_wrong_is_told_at_its_field(visit):

@@ -82,6 +82,34 @@ def test_the_farm_is_seen_with_its_workers_seats_and_models(visit, farm):
     expect(page.locator(".model h3").first).to_have_text("scenes")
 
 
+def test_a_gpu_is_seen_with_what_it_tells_of_itself(visit, farm, faults_of):
+    """Load, memory, temperature and power of a card, and the seats taken; what it does not tell is left out."""
+    worker = {**farm.ask("GET", "/v1/workers")["data"][0], "seats": 8}
+    card = {"uuid": "GPU-1", "name": "NVIDIA GeForce RTX 4090", "temperature_c": 61.0, "power_w": 318.4}
+    memory = {"memory_used_bytes": 18 * 2**30, "memory_total_bytes": 24 * 2**30}
+    workers = [
+        {
+            **worker,
+            "name": "a",
+            "node": "box:gpu0",
+            "gpu": {**card, **memory, "utilisation": 0.97},
+            "seats": 8,
+            "running": 5,
+        },
+        {**worker, "name": "b", "node": "box:gpu1", "gpu": {**card, "utilisation": None}, "seats": 8, "running": 0},
+    ]
+    body = {"object": "list", "data": workers}
+    page = visit.open("#/farm", before=lambda page: page.route("**/v1/workers", lambda route: route.fulfill(json=body)))
+    expect(page.locator(".worker")).to_have_count(2)
+    first, second = page.locator(".worker").all()
+    expect(first.locator(".who")).to_have_text("box:gpu0 NVIDIA GeForce RTX 4090")
+    expect(first.get_by_role("img", name="5 of 8 seats taken")).to_be_visible()
+    gauges = dict(zip(first.locator("dt").all_inner_texts(), first.locator("dd").all_inner_texts(), strict=True))
+    assert gauges == {"busy": "97 %", "memory": "18 GiB of 24 GiB", "temperature": "61 °C", "power": "318 W"}
+    assert second.locator("dt").all_inner_texts() == ["temperature", "power"]
+    assert faults_of(page) == []
+
+
 @pytest.mark.usefixtures("pictures")
 def test_an_api_that_is_away_is_told_and_found_again(visit):
     """The page says so, keeps what it shows, and goes on by itself."""

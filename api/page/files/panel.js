@@ -186,7 +186,7 @@ function gaugesOf({ gpu }) {
     { name: "busy", share: gpu.utilisation, words: gpu.utilisation === null ? null : `${Math.round(gpu.utilisation * 100)} %` },
     { name: "memory", share: memory, words: memory === null ? null : `${bytes(gpu.memory_used_bytes)} of ${bytes(gpu.memory_total_bytes)}` },
     { name: "temperature", share: gpu.temperature_c / 100, words: gpu.temperature_c === null ? null : `${Math.round(gpu.temperature_c)} °C` },
-    { name: "power", share: gpu.power_limit_w ? gpu.power_w / gpu.power_limit_w : null, words: gpu.power_w === null ? null : `${Math.round(gpu.power_w)} W` },
+    { name: "power", share: null, words: gpu.power_w === null ? null : `${Math.round(gpu.power_w)} W` },
   ].filter((gauge) => gauge.words);
 }
 

@@ -36,7 +36,8 @@ export function inWords({ counts, total }) {
 export function outlook(job) {
   if (job.state === "paused" || job.state === "cancelled") return "";
   if (job.state === "queued") return job.eta_s ? `about ${duration(job.eta_s)}` : "waits for a worker";
-  if (!isFinal(job)) return job.eta_s === null ? "time unknown as yet" : `${duration(job.eta_s)} left`;
+  if (!isFinal(job) && job.eta_s === null) return "time unknown as yet";
+  if (!isFinal(job)) return job.eta_s < 1 ? "a moment left" : `${duration(job.eta_s)} left`;
   return job.started_at && job.finished_at ? `in ${duration(between(job.started_at, job.finished_at))}` : "";
 }
 
