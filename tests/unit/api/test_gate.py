@@ -24,7 +24,7 @@ OPERATIONS = [
 PUBLIC = {("GET", "/healthz"), ("GET", "/readyz")}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def closed():
     """Return a client of an API that asks for keys, and has no Redis."""
     return offline_api(auth="keys", operator_key=OPERATOR_KEY, metrics_key=METRICS_KEY)
