@@ -50,6 +50,25 @@ JOB_SPEC_BODY: Final[dict[str, Any]] = {
                         "output": {"format": "webp", "quality": 85},
                     },
                 },
+                "template": {
+                    "summary": "A template: six prompts of one, each once",
+                    "value": {
+                        "model": "scenes",
+                        "prompts": ["a {red|blue|yellow} {star|boat} __scenes/background__"],
+                        "template": {"mode": "random", "num_prompts": 6, "seed": 1},
+                        "seed": 7,
+                    },
+                },
+                "matrix": {
+                    "summary": "Two fields in all combinations, and one labelled picture of all images",
+                    "value": {
+                        "model": "scenes",
+                        "prompts": ["a red heart left of a green house at night"],
+                        "matrix": {"guidance_scale": [1, 3, 5, 8], "num_inference_steps": [4, 8, 20]},
+                        "grid": True,
+                        "seed": 7,
+                    },
+                },
                 "sooner": {
                     "summary": "Guidance for 60% of the run, the whole UNet at every second call; one picture exact",
                     "value": {
@@ -59,7 +78,41 @@ JOB_SPEC_BODY: Final[dict[str, Any]] = {
                     },
                 },
             },
-        }
+        },
+        "application/jsonl": {
+            "schema": {"type": "string", "description": "JSON Lines; also as application/x-ndjson."},
+            "examples": {
+                "lines": {
+                    "summary": "The job's settings in the first line, a prompt in each other",
+                    "value": '{"model": "scenes", "seed": 7}\n"a blue boat"\n{"prompt": "a pink tree", "seed": 42}\n',
+                }
+            },
+        },
+        "text/csv": {
+            "schema": {
+                "type": "string",
+                "description": "A header row, then a prompt a row; what holds for the job comes in the query.",
+            },
+            "examples": {
+                "table": {
+                    "summary": "With ?model=scenes",
+                    "value": 'prompt,seed,steps\n"a red circle, at night",7,20\na yellow star,,\n',
+                }
+            },
+        },
+        "application/yaml": {
+            "schema": {"$ref": "#/components/schemas/JobSpec"},
+            "examples": {
+                "yaml": {
+                    "summary": "As JSON, in YAML; no tags, anchors or aliases",
+                    "value": {"model": "scenes", "prompts": ["a red circle"]},
+                }
+            },
+        },
+        "text/plain": {
+            "schema": {"type": "string", "description": "A prompt a line; what holds for the job comes in the query."},
+            "examples": {"text": {"summary": "With ?model=scenes", "value": "a red circle\na blue boat\n"}},
+        },
     },
 }
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from farm.jobs import Counts, JobState, UnitState
+from farm.jobs import Counts, Header, JobState, UnitState
 from farm.ledger import ImageStatus, JobStatus
 from farm.prices import price_of, price_per_1000
 from farm.requests import Output, Priority, Reproducibility
@@ -36,12 +36,14 @@ class JobLinks(BaseModel):
     self: str
     images: str
     manifest: str = Field(description="There when the job has ended.")
+    grid: str | None = Field(None, description="Of one labelled picture of all images, if it was asked for; likewise.")
 
     @classmethod
-    def of(cls, job_id: str) -> JobLinks:
+    def of(cls, header: Header) -> JobLinks:
         """Return the links of a job."""
-        path = f"/v1/jobs/{job_id}"
-        return cls(self=path, images=f"{path}/images", manifest=f"{path}/manifest")
+        path = f"/v1/jobs/{header.id}"
+        grid = None if header.grid is None else f"{path}/grid"
+        return cls(self=path, images=f"{path}/images", manifest=f"{path}/manifest", grid=grid)
 
 
 class ImageCounts(BaseModel):
@@ -102,6 +104,7 @@ class Job(BaseModel):
                         "self": f"/v1/jobs/{_JOB_ID}",
                         "images": f"/v1/jobs/{_JOB_ID}/images",
                         "manifest": f"/v1/jobs/{_JOB_ID}/manifest",
+                        "grid": None,
                     },
                 }
             ]
@@ -170,7 +173,7 @@ class Job(BaseModel):
             price_per_1000_images=price_per_1000(status.gpu_s, counts.stored, gpu_hour_price),
             retries=status.retries,
             reused=status.reused,
-            links=JobLinks.of(header.id),
+            links=JobLinks.of(header),
         )
 
 

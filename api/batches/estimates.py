@@ -7,6 +7,7 @@ its own.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -28,7 +29,7 @@ class Estimate:
 
     megapixel_steps: float
     gpu_s: float | None
-    images_ahead: int  # that wait, of this priority or a higher one, of all models
+    images_ahead: int  # of all models, that wait: handed out, or of this priority or a higher one
     workers: int  # alive, that may serve the model
     eta_s: float | None  # from now to its last image, were it sent now
 
@@ -57,23 +58,24 @@ def estimate(ledger: Ledger, job: ExpandedJob) -> Estimate:
     own_s = work * per_work if per_work is not None else None
     if own_s is None and model in image_s:
         own_s = image_s[model] * job.header.total
-    ahead = [
-        each
-        for each in ledger.backlog({model, *ledger.queued_by_model()})
-        if _PRIORITIES.index(each.priority) <= _PRIORITIES.index(job.header.priority)
-    ]
+    ahead = _images_ahead(ledger, job)
     workers = sum(1 for worker in ledger.workers() if model in worker.models)
     eta_s = None
     if own_s is not None and workers:
         usual_s = own_s / job.header.total
-        eta_s = (own_s + sum(each.images * image_s.get(each.model, usual_s) for each in ahead)) / workers
-    return Estimate(
-        megapixel_steps=work,
-        gpu_s=own_s,
-        images_ahead=sum(each.images for each in ahead),
-        workers=workers,
-        eta_s=eta_s,
-    )
+        eta_s = (own_s + sum(count * image_s.get(name, usual_s) for name, count in ahead.items())) / workers
+    return Estimate(megapixel_steps=work, gpu_s=own_s, images_ahead=sum(ahead.values()), workers=workers, eta_s=eta_s)
+
+
+def _images_ahead(ledger: Ledger, job: ExpandedJob) -> dict[str, int]:
+    """Return how many images of each model come first: handed out already, or of this priority or a higher one."""
+    waiting = ledger.queued_by_model()
+    backlog = ledger.backlog({job.header.model, *waiting})
+    of_lower = Counter[str]()
+    for each in backlog:
+        if _PRIORITIES.index(each.priority) > _PRIORITIES.index(job.header.priority):
+            of_lower[each.model] += each.images
+    return {model: max(0, count - of_lower[model]) for model, count in waiting.items()}
 
 
 def _gpu_s_per_work(ledger: Ledger, model: str) -> float | None:
