@@ -41,7 +41,7 @@ class Previews:
         """
         if every_steps < 1 or not 0 < for_s <= MAX_WATCH_S:
             raise ValueError(f"previews every {every_steps} steps for {for_s} s")
-        self._connection.run("want_previews", job_id, every_steps, round(for_s * 1000))
+        self._connection.run("want_previews", job_id, every_steps, for_s)
 
     def preview(self, job_id: str, index: int) -> Preview | None:
         """Return what is seen of one image; None when nobody watches, or no worker has begun it."""

@@ -136,16 +136,26 @@ def test_claims_tell_that_a_job_is_watched(ledger):
     assert units[other.header.id].watch is None
 
 
-def test_workers_that_hold_units_hear_of_a_watcher(ledger):
+def test_workers_that_hold_units_hear_of_a_watcher(ledger, clock):
     """Once, however often it is repeated, and again before what they know has run out."""
     job, _ = claimed(ledger)
     news(ledger, 0.1)  # listens from here on
-    for _ in range(3):
+    told_at, began_at = [], clock.now
+    for _ in range(10):
         ledger.want_previews(job, for_s=60)
-    assert news(ledger) == [News(job=job, watch=Watch(5, 60.0))]
-    ledger._redis.pexpire(f"farm:watched:{job}", 20_000)
-    ledger.want_previews(job, for_s=60)
-    assert news(ledger) == [News(job=job, watch=Watch(5, 60.0))]
+        told_at += [(clock.now - began_at, each) for each in news(ledger, 0.1)]
+        clock.now += 20
+    watch = News(job=job, watch=Watch(5, 60.0))
+    assert told_at == [(0, watch), (40, watch), (80, watch), (120, watch), (160, watch)]
+
+
+def test_workers_hear_of_a_watcher_who_wants_more(ledger):
+    """At once; one who wants less changes nothing."""
+    job, _ = claimed(ledger)
+    news(ledger, 0.1)
+    for every_steps in (5, 9, 2):
+        ledger.want_previews(job, every_steps=every_steps)
+    assert [each.watch.every_steps for each in news(ledger)] == [5, 2]
 
 
 def test_nobody_hears_of_a_watcher_of_what_no_worker_holds(ledger):

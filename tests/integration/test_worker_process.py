@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from expanded_jobs import expanded_job
+from farm.feeding import feed
 from farm.jobs import JobState
 from farm.queue import queue_length
 from farm.recipes import read_recipe
@@ -13,6 +19,8 @@ from farm.requests import Reproducibility
 from faulty import MAX_BATCH, faulty_farm
 
 pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +55,53 @@ def test_cancelling_frees_the_seats_within_a_step(farm):
     assert farm.ledger.workers()[0].steps < 1000, "a seat was held to its run's end"
     assert farm.ledger.job(job).state is JobState.CANCELLED
     assert list(farm.store.list(f"jobs/{job}/")) == []
+
+
+def test_a_job_that_is_watched_shows_what_it_is_about_to_be(farm):
+    """Wanted before it was there, by the model that ships: steps go by, and the last preview is much like the image."""
+    (farm.folder / "scenes").symlink_to(ROOT / "models" / "scenes")
+    worker = farm.worker("scenes:cpu0", FARM_WORKER_MODELS="scenes")
+    job = expanded_job(prompts=["a blue fish above a yellow star by the sea"], num_inference_steps=20)
+    farm.ledger.want_previews(job.header.id, every_steps=5)
+    farm.ledger.open(job)
+    feed(farm.ledger, farm.app, ["scenes"])
+    seen = {}
+
+    def is_done():
+        preview = farm.ledger.preview(job.header.id, 0)
+        if preview is not None:
+            seen[preview.step] = preview
+        return farm.ledger.job(job.header.id).state.is_final
+
+    farm.wait(is_done)
+    (image,) = farm.finish(job.header.id)
+    assert farm.ledger.previews(job.header.id) == {}
+    assert len(seen) > 3
+    assert {preview.steps for preview in seen.values()} == {20}
+    shown = {preview.jpeg_step: preview.jpeg for preview in seen.values() if preview.jpeg is not None}
+    assert max(shown) >= 15
+    assert max(map(len, shown.values())) < 20_000
+    preview, picture = (Image.open(io.BytesIO(data)).convert("RGB") for data in (shown[max(shown)], image))
+    assert preview.size == picture.size
+    likeness = np.corrcoef(
+        *(np.asarray(each.resize((16, 16), Image.Resampling.BOX)).ravel() for each in (preview, picture))
+    )
+    assert likeness[0, 1] > 0.5
+    worker.terminate()
+    assert worker.wait(40) == 0, farm.tail()
+
+
+def test_a_job_can_be_watched_while_it_is_rendered(farm):
+    """Its worker hears of it, and shows the next steps."""
+    job = farm.post(3, steps=1000)
+    farm.wait(lambda: farm.ledger.job(job).counts.rendering == 3)
+    assert farm.ledger.previews(job) == {}
+    farm.ledger.want_previews(job, every_steps=3)
+    farm.wait(lambda: len(seen := farm.ledger.previews(job)) == 3 and all(each.jpeg for each in seen.values()))
+    before = farm.ledger.preview(job, 0).step
+    farm.wait(lambda: farm.ledger.preview(job, 0).step > before)
+    farm.ledger.cancel(job)
+    farm.wait(lambda: farm.ledger.previews(job) == {})
 
 
 @pytest.mark.long

@@ -21,7 +21,7 @@ end
 redis.call('ZADD', P .. 'leases', at + tonumber(ARGV[6]), member)
 local is_suspect = attempt > 1 and tries_of(job, index).deaths >= tonumber(ARGV[8])
 local answer = { redis.call('HGET', key, 'header'), is_suspect and '1' or '0' }
-local every = redis.call('GET', watched_key(job))
+local every = redis.call('HGET', watched_key(job), 'every')
 if every then
   answer[3], answer[4] = tonumber(every), redis.call('PTTL', watched_key(job))
 end
