@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from api.__main__ import objection
 from api_process import serving
+from farm.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,8 @@ def test_the_same_key_at_the_same_moment_makes_one_job(served):
         ("FARM_MAX_PROMPTS", "many", "max_prompts"),
         ("FARM_CATALOG_FILE", "/nowhere/catalog.toml", "/nowhere/catalog.toml"),
         ("FARM_WEBHOOK_SECRET", "secret", "FARM_WEBHOOK_SECRET: secret 1 does not begin with whsec_"),
+        ("FARM_OPERATOR_KEY", "short", "FARM_OPERATOR_KEY must have 32 characters"),
+        ("FARM_CORS_ORIGINS", "*", "FARM_CORS_ORIGINS: '*' is no origin"),
         ("FARM_WEBHOOK_ALLOW_PRIVATE", "10.0.0.0/33", "FARM_WEBHOOK_ALLOW_PRIVATE: '10.0.0.0/33'"),
     ],
 )
@@ -103,6 +107,28 @@ def test_a_wrong_setting_is_told_without_a_traceback(variable, value, told):
     assert done.returncode == 2
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_api_that_asks_nobody_stays_on_this_machine():
+    """It ends before it listens where nobody said that it may be open to others, and tells the two ways."""
+    host = "0.0.0.0"  # noqa: S104  not bound
+    done = subprocess.run(
+        [sys.executable, "-m", "api", "--host", host], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 2
+    assert f"whoever reaches {host} is the farm's operator" in done.stderr
+    assert "FARM_AUTH=keys" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_who_may_listen_where():
+    """With keys anywhere, without them on loopback."""
+    for host in ("127.0.0.1", "127.8.9.1", "::1", "[::1]", "localhost"):
+        assert objection(Settings(), host) == ""
+    for host in ("0.0.0.0", "::", "10.0.0.1", "localhost.attacker.example"):  # noqa: S104  not bound
+        assert objection(Settings(), host)
+        assert objection(Settings(auth="open"), host), "said and meant: it is warned of"
+        assert objection(Settings(auth="keys"), host) == ""
 
 
 def test_a_port_that_is_taken_is_told(served):

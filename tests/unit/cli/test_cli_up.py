@@ -2,6 +2,7 @@
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from cli.embedded import pick_ports
 from cli.exits import CliError, Exit
 from cli.lock import is_running, lock
-from cli.up import UpOptions, find_refusal, models_dir, run_up
+from cli.up import UpOptions, check_host, find_refusal, models_dir, run_up
 
 
 def options(tmp_path, port):
@@ -84,3 +85,17 @@ def test_a_workers_refusal_is_found_in_its_log(tmp_path):
     with log.open("a") as file:
         file.write(f"INFO started\n{line}\nINFO again\n")
     assert find_refusal(log, since=start) == "it is owned"
+
+
+def test_a_farm_that_others_reach_says_whether_it_asks_for_keys(monkeypatch, tmp_path):
+    """Nobody becomes everybody's operator by an address alone; nothing is started, and the two ways are told."""
+    everywhere = replace(options(tmp_path, 1), host="0.0.0.0")  # noqa: S104  not bound
+    with pytest.raises(CliError, match="FARM_AUTH=keys to ask for API keys, or FARM_AUTH=open") as caught:
+        run_up(everywhere)
+    assert caught.value.code is Exit.USAGE
+    assert not (tmp_path / "data").exists()
+    monkeypatch.setenv("FARM_AUTH", "open")
+    check_host(everywhere)
+    monkeypatch.delenv("FARM_AUTH")
+    for host in ("127.0.0.1", "localhost", "::1"):
+        check_host(replace(everywhere, host=host))

@@ -8,14 +8,15 @@ import tracemalloc
 import urllib.error
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 
 from fake_http import answering
 from farm.errors import Fatal, StorageDown
+from farm.pictures import check_source
 from farm.settings import Settings
-from farm.storage import NoSuchObject, Store, object_key
+from farm.storage import NoSuchObject, Store, object_key, upload_key, uploader_of
 
 
 @pytest.fixture
@@ -76,6 +77,39 @@ def test_presigned_url_needs_no_credentials(store):
         assert answer.headers["Content-Type"] == "image/webp"
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urlopen(url.partition("?")[0], timeout=5)  # noqa: S310  our own URL
+
+
+def test_a_signed_url_opens_one_object_to_read_and_only_for_a_while(s3):
+    """The real server refuses it for another object, for a longer time, for writing, and when its seconds are over."""
+    store = Store.connect(Settings(**s3, url_expiry_s=2))
+    store.ensure_bucket()
+    for key in ("jobs/a/0.png", "jobs/a/1.png"):
+        store.put(key, b"picture", "image/png")
+    url = store.presigned_url("jobs/a/0.png")
+    with urlopen(url, timeout=5) as answer:  # noqa: S310  our own URL
+        assert answer.read() == b"picture"
+    refused = [url.replace("0.png", "1.png"), url.replace("X-Amz-Expires=2", "X-Amz-Expires=3600")]
+    for asked in (*refused, Request(url, data=b"other", method="PUT"), Request(url, method="DELETE")):  # noqa: S310
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urlopen(asked, timeout=5)  # noqa: S310  our own URL
+    time.sleep(3.1)  # signatures count whole seconds
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urlopen(url, timeout=5)  # noqa: S310  our own URL
+    assert store.get("jobs/a/0.png") == b"picture"
+
+
+def test_an_owners_pictures_lie_apart():
+    """The key tells whose they are, whatever a tenant is called, and no two tenants share one."""
+    digest = "a" * 64
+    assert upload_key(digest, "png") == f"uploads/{digest}.png"
+    assert uploader_of(upload_key(digest, "png")) is None
+    keys = {upload_key(digest, "png", owner=name) for name in ("alice", "..", ".", "of-alice", "A")}
+    assert len(keys) == 5
+    for name in ("alice", "..", ".", "of-alice", "A"):
+        key = upload_key(digest, "png", owner=name)
+        assert uploader_of(key) == name
+        check_source(key, (), field_name="image")
+    assert uploader_of("uploads/of-alice.png") is None
 
 
 def test_presigned_url_has_the_public_host(s3, seaweed_server):
