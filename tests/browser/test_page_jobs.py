@@ -93,7 +93,7 @@ def test_a_picture_is_saved_under_a_name_of_its_own(visit, pictures):
     """Download brings the stored file, whatever host it lies on, and the page stays."""
     page = visit.open(f"#/jobs/{pictures}/3")
     with page.expect_download() as saved:
-        page.get_by_role("link", name="Download").click()
+        page.get_by_role("link", name="Download", exact=True).click()
     assert saved.value.suggested_filename == f"{pictures}_0000003.png"
     with open(saved.value.path(), "rb") as file:  # noqa: PTH123  a path as text
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
@@ -136,6 +136,23 @@ def test_a_job_is_paused_resumed_and_cancelled(visit, farm):
     for each in button.values():
         expect(each).not_to_be_visible()
     expect(page.locator('.cell[data-state="cancelled"]').first).to_be_visible()
+
+
+def test_failed_images_tell_why_and_are_tried_again(visit, farm):
+    """A failed image is seen on the sheet, its reason beside it; one button has them all tried again."""
+    job = farm.post(model="scenes", prompts=["a red star <lora:nobody:1>"])
+    assert farm.wait(job)["state"] == "failed"
+    page = visit.open(f"#/jobs/{job}/0")
+    expect(page.locator(".recipe .problem")).to_contain_text("nobody")
+    expect(page.locator(".stage-word")).to_have_text("failed")
+    page.keyboard.press("Escape")
+    expect(page.locator(".cell")).to_have_attribute("data-state", "failed")
+    attempts = farm.images(job)[0]["attempts"]
+    with page.expect_response(lambda answer: answer.url.endswith("/retry")):
+        page.get_by_role("button", name="Retry failed").click()
+    expect(page.locator(".crumb .mark")).to_have_text("failed")
+    farm._await(lambda: farm.images(job)[0]["attempts"] > attempts, "another attempt")
+    farm.wait(job)
 
 
 def test_a_hundred_thousand_images_cost_as_much_as_those_in_sight(visit, farm):
