@@ -238,6 +238,7 @@ def prune(
     older_than: Annotated[str, typer.Option(metavar="AGE", help="Such as 30d, 12h or 90m.")],
     jobs: Annotated[bool, typer.Option("--jobs", help="Images and manifests of jobs.")] = False,
     uploads: Annotated[bool, typer.Option("--uploads", help="Pictures that clients brought along.")] = False,
+    files: Annotated[bool, typer.Option("--files", help="Files and batches of OpenAI clients.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and end.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     force: Annotated[
@@ -247,10 +248,10 @@ def prune(
         Path | None, typer.Option(metavar="DIR", help="Data folder of a farm that farm up runs; else FARM_* say where.")
     ] = None,
 ) -> None:
-    """Delete what is old from the storage, jobs and uploads alike unless one is named; asks first."""
+    """Delete what is old from the storage, jobs, uploads and files alike unless one is named; asks first."""
     from cli.prune import PruneOptions, run_prune  # noqa: PLC0415  ledger and storage are not for every command
 
-    run_prune(PruneOptions(older_than, jobs, uploads, dry_run, yes, force, data))
+    run_prune(PruneOptions(older_than, jobs, uploads, files, dry_run, yes, force, data))
 
 
 @app.command()

@@ -38,6 +38,7 @@ class PruneOptions:
     older_than: str
     jobs: bool = False
     uploads: bool = False
+    files: bool = False
     dry_run: bool = False
     yes: bool = False
     force: bool = False
@@ -53,21 +54,26 @@ def parse_age(text: str) -> float:
 
 
 def run_prune(options: PruneOptions, settings: Settings | None = None) -> None:
-    """Delete what is older, of jobs and of uploads if neither is named alone. Raises CliError with the reason."""
+    """Delete what is older, of jobs, uploads and files if none is named alone. Raises CliError with the reason."""
     before = time.time() - parse_age(options.older_than)
     settings = settings or _settings(options.data)
     ledger = Ledger.connect(settings, socket_timeout_s=5, retries=1)
     try:
         is_blind = not _answers(ledger, settings, force=options.force)
         pruning = Pruning(Store.connect(settings), None if is_blind else ledger, before=before)
-        everything = not (options.jobs or options.uploads)
+        everything = not (options.jobs or options.uploads or options.files)
         with _bar("looking") as watch:
             survey = pruning.survey(
-                jobs=options.jobs or everything, uploads=options.uploads or everything, on_progress=watch(None)
+                jobs=options.jobs or everything,
+                uploads=options.uploads or everything,
+                files=options.files or everything,
+                on_progress=watch(None),
             )
         show.console.print(_table(survey))
         if survey.spared:
-            show.console.print(f"{survey.spared} jobs or uploads are as old and stay: work that goes on needs them")
+            show.console.print(
+                f"{survey.spared} jobs, uploads or files are as old and stay: work that goes on needs them"
+            )
         if not survey.total.objects or options.dry_run:
             return
         if not options.yes and not typer.confirm(f"Delete {_words(survey.total)} for good?"):
@@ -115,7 +121,12 @@ def _table(survey: Survey) -> Table:
     for amount in survey.jobs.values():
         jobs.objects += amount.objects
         jobs.num_bytes += amount.num_bytes
-    rows = ((f"{len(survey.jobs):,} jobs", jobs), ("index", survey.entries), ("uploads", survey.uploads))
+    rows = (
+        (f"{len(survey.jobs):,} jobs", jobs),
+        ("index", survey.entries),
+        ("uploads", survey.uploads),
+        ("files", survey.files),
+    )
     for name, amount in rows:
         table.add_row(name, f"{amount.objects:,}", _size(amount.num_bytes))
     return table

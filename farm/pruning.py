@@ -1,6 +1,7 @@
-"""What of the store is old enough to go, and its going: files of ended jobs, and pictures that clients brought along.
+"""What of the store is old enough to go, and its going: files of ended jobs, and what clients brought along.
 
-A job is as old as the newest of its objects, and goes as a whole; a picture is as old as its last upload. Whatever the
+A job is as old as the newest of its objects, and goes as a whole; a picture is as old as its last upload, a file of an
+OpenAI client as its writing. Whatever the
 ledger may still need stays: the objects of a job that has not ended, and the pictures and jobs that one names.
 """
 
@@ -12,6 +13,7 @@ from itertools import groupby, islice
 from typing import TYPE_CHECKING, Final
 
 from farm.errors import UnknownJob
+from farm.filing import FILED, job_of_key
 
 if TYPE_CHECKING:
     from farm.jobs import Entry
@@ -48,12 +50,13 @@ class Survey:
     jobs: dict[str, Amount]  # by id
     entries: Amount  # of the index of images by their content (worker/reuse.py): it goes with the jobs
     uploads: Amount
-    spared: int  # jobs and uploads that are old enough and still needed
+    files: Amount  # and batches, of OpenAI clients
+    spared: int  # jobs, uploads and files that are old enough and still needed
 
     @property
     def total(self) -> Amount:
         """All of it."""
-        parts = [*self.jobs.values(), self.entries, self.uploads]
+        parts = [*self.jobs.values(), self.entries, self.uploads, self.files]
         return Amount(sum(part.objects for part in parts), sum(part.num_bytes for part in parts))
 
 
@@ -77,10 +80,13 @@ class Pruning:
         self._ledger = ledger
         self._before = before
 
-    def survey(self, *, jobs: bool, uploads: bool, on_progress: OnProgress = lambda *_: None) -> Survey:
+    def survey(
+        self, *, jobs: bool, uploads: bool, files: bool = False, on_progress: OnProgress = lambda *_: None
+    ) -> Survey:
         """Look for what is old; deletes nothing."""
         old_jobs = dict(self._old_jobs(on_progress)) if jobs else {}
         entries, pictures = Amount(), []
+        filed = list(self._old(FILED, on_progress)) if files else []
         if jobs:
             for found in self._old(_CONTENT, on_progress):
                 entries.add(found)
@@ -93,8 +99,12 @@ class Pruning:
         for found in pictures:
             if found.key not in needed.uploads:
                 amount.add(found)
-        spared = len(old_jobs) - len(going) + len(pictures) - amount.objects
-        return Survey(going, entries, amount, spared)
+        leaving = Amount()
+        for found in filed:
+            if job_of_key(found.key) not in needed.jobs:
+                leaving.add(found)
+        spared = len(old_jobs) - len(going) + len(pictures) - amount.objects + len(filed) - leaving.objects
+        return Survey(going, entries, amount, leaving, spared)
 
     def delete(self, survey: Survey, on_progress: OnProgress = lambda *_: None) -> Amount:
         """Delete what a survey found, as far as it is still old and not needed; return how much that was."""
@@ -107,6 +117,9 @@ class Pruning:
         if survey.uploads.objects:
             going = (found for found in self._old(_UPLOADS) if found.key not in needed.uploads)
             self._delete(going, deleted, on_progress)
+        if survey.files.objects:
+            leaving = (found for found in self._old(FILED) if job_of_key(found.key) not in needed.jobs)
+            self._delete(leaving, deleted, on_progress)
         return deleted
 
     def _old_jobs(self, on_progress: OnProgress) -> Iterator[tuple[str, Amount]]:

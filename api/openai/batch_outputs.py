@@ -20,9 +20,10 @@ from api.openai.batch_records import PREFIX, BatchRecord, Outcome, batch_of_job
 from api.openai.errors import ErrorBody
 from api.openai.files import PREFIX as FILE_PREFIX
 from api.openai.files import Files
-from api.openai.shelves import Shelf, lines_key, new_stamp
+from api.openai.shelves import Shelf
 from api.parts import Parts
 from farm.errors import UnknownJob
+from farm.filing import lines_key, stamp_of
 from farm.jobs import JobState, UnitState
 from farm.storage import NoSuchObject, object_key
 
@@ -145,7 +146,8 @@ class _Lines:
             return _Kept(None, 0)
         name = "error" if is_error else "output"
         finished_at = self._job.finished_at or 0.0
-        stamp = _stamp_of(f"{self._job.header.id} {finished_at} {name}", finished_at)
+        digest = hashlib.sha256(f"{self._job.header.id} {finished_at} {name}".encode()).digest()
+        stamp = stamp_of(digest, finished_at)
         self._files.put(
             chain([first], pieces),
             filename=f"{PREFIX}{self._stamp}_{name}.jsonl",
@@ -218,10 +220,3 @@ class _Lines:
             return encoded(image, store.get(object_key(header.id, image.index, header.output.format)))
         except NoSuchObject:
             return ImageData(seed=image.seed)  # somebody has deleted it; the others are not to wait for that
-
-
-def _stamp_of(name: str, at: float) -> str:
-    """Return a stamp of this time, the rest of which follows from a name."""
-    digest = hashlib.sha256(name.encode()).digest()
-    letters = "".join("0123456789abcdefghjkmnpqrstvwxyz"[byte % 32] for byte in digest[:10])
-    return new_stamp(at)[:10] + letters

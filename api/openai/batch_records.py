@@ -13,11 +13,11 @@ from pydantic import BaseModel, Field
 
 from api.openai.batch_lines import BatchError
 from api.openai.files import PREFIX as FILE_PREFIX
+from farm.filing import JOB_PREFIX
 from farm.jobs import JobState
 from farm.ledger import JobStatus
 
 PREFIX: Final = "batch_"
-_JOB_PREFIX: Final = "job_"
 
 _BEGINS_WITHIN_S: Final = 300.0
 """After so long without a job there will be none: whoever was to open it has died."""
@@ -28,12 +28,12 @@ FINAL: Final = frozenset({"failed", "completed", "cancelled"})
 
 def job_of_batch(batch_id: str) -> str:
     """Return the id of a batch's job: they share their stamp."""
-    return _JOB_PREFIX + batch_id.removeprefix(PREFIX)
+    return JOB_PREFIX + batch_id.removeprefix(PREFIX)
 
 
 def batch_of_job(job_id: str) -> str:
     """Return the id of the batch that a job is."""
-    return PREFIX + job_id.removeprefix(_JOB_PREFIX)
+    return PREFIX + job_id.removeprefix(JOB_PREFIX)
 
 
 class Outcome(BaseModel):

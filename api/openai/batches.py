@@ -34,7 +34,7 @@ from api.openai.errors import NO_SUCH_BATCH, NO_SUCH_FILE, documented, error_of
 from api.openai.files import JSON_LINES, Files
 from api.openai.images import row_of
 from api.openai.requests import in_openai_words
-from api.openai.shelves import Shelf, lines_key, new_stamp, stamp_in
+from api.openai.shelves import Shelf
 from api.parts import Farm, Parts
 from api.problems import (
     BODY_TOO_LARGE,
@@ -50,6 +50,7 @@ from api.problems import (
 )
 from farm.errors import IdempotencyConflict, QueueFull, Refused, UnknownJob
 from farm.expand import expand
+from farm.filing import lines_key, new_stamp, stamp_in
 from farm.ledger import JobStatus
 from farm.requests import JobSpec
 from farm.storage import NoSuchObject

@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.callers import Asker
 from api.openai.errors import NO_SUCH_FILE, documented
 from api.openai.forms import MEDIA_TYPE, OVERHEAD_BYTES, read_form
-from api.openai.shelves import Shelf, content_key, new_stamp, stamp_in
+from api.openai.shelves import Shelf
 from api.parts import Farm
 from api.problems import BODY_TOO_LARGE, INVALID_REQUEST, STORAGE_DOWN, UNSUPPORTED_MEDIA_TYPE, HttpProblem
 from farm.errors import Refused
+from farm.filing import content_key, new_stamp, stamp_in
 from farm.storage import NoSuchObject, Store
 
 router = APIRouter(prefix="/v1/files", tags=["openai"])

@@ -1,61 +1,18 @@
-"""Where a tenant's files and batches lie in S3: records, newest first, and what they tell of beside them.
-
-    openai/<tenant>/files/<mark>.json        what a file is called, and how large it is
-    openai/<tenant>/contents/<mark>          its bytes, written before the record and deleted after it
-    openai/<tenant>/batches/<mark>.json      what was asked for, and in the end what became of it
-    openai/<tenant>/lines/<mark>.jsonl       custom_id and response_format of its lines, in order
-
-S3 lists keys in ascending order and ids ascend with time, so a mark is an id with every letter turned into its
-opposite: a listing begins with the newest, wherever it is to begin.
-"""
+"""Records of a tenant's files and batches in S3, newest first. How their keys look is farm/filing.py's business."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import Final, Generic, Literal, TypeVar
 
 from pydantic import BaseModel
 
-from farm.jobs import new_job_id
+from farm.filing import filed_prefix, mark_of
 from farm.storage import NoSuchObject, Store
 
-_LETTERS: Final = "0123456789abcdefghjkmnpqrstvwxyz"  # those of ids, in their order
-_OPPOSITES: Final = str.maketrans(_LETTERS, _LETTERS[::-1])
-_STAMP: Final = re.compile(f"[{_LETTERS}]{{20}}")
 _JSON: Final = "application/json"
 
 Record = TypeVar("Record", bound=BaseModel)
-
-
-def new_stamp(now_s: float | None = None) -> str:
-    """Return what an id has after its prefix: 20 letters that ascend with time."""
-    return new_job_id(now_s).partition("_")[2]
-
-
-def stamp_in(text: str, prefix: str) -> str | None:
-    """Return the stamp of an id with this prefix; None for what is none."""
-    stamp = text.removeprefix(prefix)
-    return stamp if text.startswith(prefix) and _STAMP.fullmatch(stamp) else None
-
-
-def mark_of(stamp: str) -> str:
-    """Return what a stamp is called in keys; marks of later stamps come earlier."""
-    return stamp.translate(_OPPOSITES)
-
-
-def _prefix(tenant: str, kind: str) -> str:
-    return f"openai/tenant-{tenant}/{kind}/"  # a tenant may be called `..`
-
-
-def content_key(tenant: str, stamp: str) -> str:
-    """Return the key of a file's bytes."""
-    return f"{_prefix(tenant, 'contents')}{mark_of(stamp)}"
-
-
-def lines_key(tenant: str, stamp: str) -> str:
-    """Return the key of what is kept of a batch's lines."""
-    return f"{_prefix(tenant, 'lines')}{mark_of(stamp)}.jsonl"
 
 
 class Shelf(Generic[Record]):
@@ -63,7 +20,7 @@ class Shelf(Generic[Record]):
 
     def __init__(self, store: Store, tenant: str, kind: Literal["files", "batches"], model: type[Record]) -> None:
         self._store = store
-        self._prefix = _prefix(tenant, kind)
+        self._prefix = filed_prefix(tenant, kind)
         self._model = model
 
     def get(self, stamp: str) -> Record:

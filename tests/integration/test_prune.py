@@ -14,6 +14,8 @@ from cli.exits import CliError, Exit
 from cli.main import app
 from cli.prune import PruneOptions, parse_age, run_prune
 from expanded_jobs import expanded_job
+from farm.filing import content_key as content_key_of_file
+from farm.filing import filed_prefix, lines_key, mark_of
 from farm.jobs import ControlNet
 from farm.ledger import Ledger
 from farm.pruning import Pruning
@@ -99,6 +101,23 @@ def test_one_kind_alone(ledger, store, kind):
     pruning.delete(pruning.survey(jobs=kind == "jobs", uploads=kind == "uploads"))
     assert {key.split("/")[0] for key in store.list()} == {"jobs", "uploads"} - {kind}
     assert bool([key for key in store.list() if job in key]) is (kind == "uploads")
+
+
+def test_files_of_openai_clients_go_but_for_batches_that_go_on(ledger, store):
+    """A batch keeps its record and its lines until its job has ended; its input has been read."""
+    open_stamp, ended_stamp = (job.removeprefix("job_") for job in (going_on(ledger), ended(ledger, store)))
+    keys = {
+        stamp: {f"{filed_prefix('t', 'batches')}{mark_of(stamp)}.json", lines_key("t", stamp)}
+        for stamp in (open_stamp, ended_stamp)
+    }
+    files = {f"{filed_prefix('t', 'files')}{mark_of(open_stamp)}.json", content_key_of_file("t", open_stamp)}
+    for key in keys[open_stamp] | keys[ended_stamp] | files:
+        store.put(key, b"", "application/json")
+    pruning = Pruning(store, ledger, before=EVERYTHING)
+    survey = pruning.survey(jobs=False, uploads=False, files=True)
+    assert (survey.files.objects, survey.spared, survey.jobs) == (4, 2, {})
+    pruning.delete(survey)
+    assert set(store.list("openai/")) == keys[open_stamp]
 
 
 def test_a_job_is_as_old_as_its_newest_object(ledger, store):

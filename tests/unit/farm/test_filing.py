@@ -1,9 +1,9 @@
-"""The order in which a tenant's files and batches lie."""
+"""The order in which files and batches of OpenAI clients lie."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.openai.shelves import content_key, mark_of, new_stamp, stamp_in
+from farm.filing import content_key, filed_prefix, job_of_key, lines_key, mark_of, new_stamp, stamp_in
 
 moments = st.integers(0, 2**47).map(lambda ms: ms / 1000)
 
@@ -27,3 +27,12 @@ def test_what_is_no_id_has_no_stamp():
 def test_no_tenant_reaches_anothers_keys_by_its_name():
     """Dots are names, not folders."""
     assert content_key("..", new_stamp()).startswith("openai/tenant-../contents/")
+
+
+def test_a_batch_is_its_jobs_record():
+    """What deletes old batches can tell which of them go on."""
+    stamp = new_stamp()
+    for key in (lines_key("a", stamp), f"{filed_prefix('a', 'batches')}{mark_of(stamp)}.json"):
+        assert job_of_key(key) == f"job_{stamp}"
+    for key in (content_key("a", stamp), f"{filed_prefix('a', 'files')}{mark_of(stamp)}.json", "jobs/x", ""):
+        assert job_of_key(key) is None
