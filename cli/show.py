@@ -238,16 +238,19 @@ def rates_table(throughput: Json) -> Table:
     """Return the farm's rates over its windows."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("last", no_wrap=True)
-    for name in ("images", "rate", "device s/image", "seats taken"):
+    for name in ("images", "rate"):
         table.add_column(name, justify="right", no_wrap=True)
-    for window, row in (throughput.get("total") or {}).items():
-        table.add_row(
-            window,
-            str(row.get("images", 0)),
-            rate(row.get("images_per_s")),
-            "-" if row.get("gpu_s_per_image") is None else f"{row['gpu_s_per_image']:.2f}",
-            "-" if row.get("mean_seat_occupancy") is None else f"{row['mean_seat_occupancy']:.1f}",
-        )
+    rows: dict[str, Json] = throughput.get("total") or {}
+    figures = [("device s/image", "gpu_s_per_image", ".2f"), ("seats taken", "mean_seat_occupancy", ".1f")]
+    # Not every farm can tell these.
+    for name, field, form in (("J/image", "joules_per_image", ".0f"), ("price/1,000", "price_per_1000_images", ".3f")):
+        if any(row.get(field) is not None for row in rows.values()):
+            figures.append((name, field, form))
+    for name, _, _ in figures:
+        table.add_column(name, justify="right", no_wrap=True)
+    for window, row in rows.items():
+        told = ["-" if row.get(field) is None else format(row[field], form) for _, field, form in figures]
+        table.add_row(window, str(row.get("images", 0)), rate(row.get("images_per_s")), *told)
     return table
 
 

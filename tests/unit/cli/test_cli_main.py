@@ -172,6 +172,17 @@ def test_status_shows_jobs_workers_and_rates(farm):
         assert words in result.output
 
 
+def test_status_tells_joules_and_a_price_where_the_farm_does(farm):
+    """On a CPU, or without a price of an hour, there is no column of dashes."""
+    for told in ({}, {"joules_per_image": 281.4, "price_per_1000_images": 0.068}):
+        rate = {"images": 84, "images_per_s": 1.4, "gpu_s_per_image": 0.7, "mean_seat_occupancy": None, **told}
+        throughput = {"total": {"1m": rate, "5m": {**rate, "joules_per_image": None}}}
+        result, _ = farm("status", answers=[(200, {"data": [], **throughput}, {})])
+        assert result.exit_code == 0, result.output
+        for words in ("J/image", "281", "price/1,000", "0.068"):
+            assert (words in result.output) is bool(told)
+
+
 def test_status_of_an_empty_farm(farm):
     """Nothing there is said, not shown as an empty table."""
     result, _ = farm("status", answers=[(200, {"data": [], "total": {}}, {})])
