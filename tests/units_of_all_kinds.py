@@ -38,9 +38,9 @@ def units_of_all_kinds(family: str, **fields: Any) -> list[Unit]:
     ]
 
 
-def render(pipeline: Pipeline, units: Sequence[Unit], *, max_batch: int) -> list[Rendered]:
+def render(pipeline: Pipeline, units: Sequence[Unit], *, max_batch: int, **options: Any) -> list[Rendered]:
     """Render `units` on an engine of their own, all at once."""
-    engine = Engine(lambda _: pipeline, max_batch=max_batch)
+    engine = Engine(lambda _: pipeline, max_batch=max_batch, **options)
     futures = [engine.submit(unit) for unit in units]
     engine.start()
     try:

@@ -20,6 +20,7 @@ from farm.errors import LedgerDown
 from worker.downloads import Download
 from worker.previews.sketch import SCALE, Sketch, sample_latents, shrunk
 from worker.previews.watched import Watched
+from worker.uploads import upload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -167,7 +168,7 @@ class Previews:
         """Let a model's VAE decode a small piece of noise, for there may be no picture yet to learn from."""
         self._sampled.add(pipeline.model_hash)  # once, whatever comes of it
         sample = torch.from_numpy(sample_latents(channels))[None]
-        self._give_lesson(pipeline, Download(sample), Download(pipeline.decode(sample.to(pipeline.device))))
+        self._give_lesson(pipeline, Download(sample), Download(pipeline.decode(upload(sample, pipeline.device))))
 
     def _give_lesson(self, pipeline: Pipeline, latents: Download, pixels: Download | NDArray[np.uint8]) -> None:
         with self._changed:

@@ -15,6 +15,8 @@ from PIL import Image
 from farm.errors import LedgerDown
 from farm.jobs import Hires, Watch
 from farm.requests import Reproducibility
+from overhead.noop import NoopPipeline
+from overhead.noop import unit as noop_unit
 from parity import BROWNIAN_WARNING
 from picture_parity import mask, picture
 from tiny_flow_models import save_tiny_flux
@@ -347,6 +349,34 @@ def test_a_cancelled_unit_is_shown_no_more(tiny_pipeline, previews, watcher):
         futures[0].result()
     assert watcher.steps(0) == [1, 2, 3]
     assert watcher.steps(1) == [1, 2, 3, 4, 5, 6]
+
+
+class Elsewhere(NoopPipeline):
+    """A model on a device that has no numbers: reading any back raises."""
+
+    device = torch.device("meta")
+
+    def predict(self, latents, _rides, *, guided, batch_shape):
+        """Return something of the right shape."""
+        return torch.zeros_like(latents)
+
+    def decode(self, latents):
+        """Return a picture that is elsewhere."""
+        return torch.zeros((8 * latents.shape[2], 8 * latents.shape[3], 3), dtype=torch.uint8, device=self.device)
+
+
+def test_showing_waits_for_no_device(previews):
+    """The engine's thread begins to copy, the first sample included, and asks for no number of what it copies."""
+    pipeline = Elsewhere(size_px=64, max_batch=4, pictures=[])
+    engine = Engine(lambda _: pipeline, max_batch=4, previews=previews)
+    for index in range(4):
+        engine.submit(replace(noop_unit(index, size_px=64), watch=CLOSELY))
+    with torch.inference_mode():
+        for _ in range(3):
+            engine._pass(engine._next_lane())
+    assert len(previews._lessons) == 1
+    assert {news.latents._copies[0].shape for news in previews._news.values()} == {(1, 4, 8, 8)}
+    assert previews.watched, "nothing failed"
 
 
 def test_the_thread_shows_what_it_is_given_and_stops(tiny_pipeline):
