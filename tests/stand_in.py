@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from types import TracebackType
 from typing import Self
@@ -25,7 +27,7 @@ _PAUSE_S = 0.02
 class StandIn:
     """Renders what comes for `models` while its `with` block lasts; image of seed s is of one colour, `colour_of(s)`.
 
-    `hold` keeps it from finishing images: what it has claimed stays at half of its steps. `fails_with` is the reason
+    `holding` keeps it from finishing images: what it has claimed stays at half of its steps. `fails_with` is the reason
     that images fail with from then on. Jobs of more than `max_images` are cancelled when their first image comes.
     """
 
@@ -57,9 +59,19 @@ class StandIn:
         self._thread.join(10)
         self._ledger.forget(_NAME)
 
-    def hold(self) -> None:
-        """Finish nothing more until `go_on`."""
+    @property
+    def held(self) -> list[Hint]:
+        """What it has claimed and not finished, oldest first."""
+        return [hint for hint, _ in self._held]
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Finish nothing for the length of a `with` block, or until `go_on`."""
         self._is_free.clear()
+        try:
+            yield
+        finally:
+            self.go_on()
 
     def go_on(self) -> None:
         """Finish what is held, and what comes."""
@@ -75,7 +87,7 @@ class StandIn:
             try:
                 if time.monotonic() > reported_at + 1:
                     self._report()
-                    self._ledger.renew(_NAME, [hint for hint, _ in self._held])
+                    self._ledger.renew(_NAME, self.held)
                     reported_at = time.monotonic()
                 for model in self._models:
                     # The API has handed some out by itself, as messages that nobody reads here.
