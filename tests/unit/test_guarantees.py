@@ -1,4 +1,4 @@
-"""Each promise of docs/guarantees.md names tests, and they exist."""
+"""Each promise of docs/guarantees.md, and each threat of docs/security.md, names tests, and they exist."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMISED, UNPROMISED = (
-    (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8").split("\n## What is not promised\n")
-)
-PROMISES = re.findall(r"^- (.+(?:\n  .+)*)", PROMISED, re.MULTILINE)
+PAGES = {
+    name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").split("\n## What is not promised\n")
+    for name in ("guarantees", "security")
+}
+# Of security.md only this part is promises; what stands before it explains.
+PROMISED = {
+    "guarantees": PAGES["guarantees"][0],
+    "security": PAGES["security"][0].partition("\n## Threats\n")[2].partition("\n## The audit log\n")[0],
+}
+PROMISES = {name: re.findall(r"^- (.+(?:\n  .+)*)", text, re.MULTILINE) for name, text in PROMISED.items()}
 TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
@@ -32,7 +38,11 @@ def names_in(assignment):
     return [target for target in assignment.targets if isinstance(target, ast.Name)]
 
 
-@pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: " ".join(re.findall(r"\w+", promise)[:6]))
+@pytest.mark.parametrize(
+    "promise",
+    [promise for promises in PROMISES.values() for promise in promises],
+    ids=lambda promise: " ".join(re.findall(r"\w+", promise)[:6]),
+)
 def test_a_promise_names_tests_that_exist(promise):
     """None is without one, and none has been renamed or deleted since."""
     tests = TEST.findall(promise)
@@ -44,7 +54,9 @@ def test_a_promise_names_tests_that_exist(promise):
         assert name in names_of(file), f"{file} has no {name}"
 
 
-def test_all_of_the_page_was_read():
+@pytest.mark.parametrize(("name", "least"), [("guarantees", 30), ("security", 25)])
+def test_all_of_the_page_was_read(name, least):
     """Every item before the last part is a promise, and the last part is none."""
-    assert len(PROMISES) == PROMISED.count("\n- ") > 30
-    assert "::" not in UNPROMISED
+    assert len(PROMISES[name]) == PROMISED[name].count("\n- ") > least
+    assert "::" not in PAGES[name][1]
+    assert PAGES[name][0].count("::") == PROMISED[name].count("::")
