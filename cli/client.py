@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from cli.exits import CliError, Exit
+from cli.promptfiles import RawFile
 
 DEFAULT_API: Final = "http://127.0.0.1:8080"
 KEY_VARIABLE: Final = "FARM_API_KEY"
@@ -63,9 +64,14 @@ class FarmClient:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def submit(self, body: Mapping[str, Any]) -> Json:
+    def submit(self, job: Mapping[str, Any] | RawFile, query: Mapping[str, str] | None = None) -> Json:
         """POST a job. Sent with an Idempotency-Key, so a repeat after a lost answer opens no second job."""
-        return self._ask("POST", "/v1/jobs", json=body, headers={"Idempotency-Key": uuid.uuid4().hex})
+        key = {"Idempotency-Key": uuid.uuid4().hex}
+        return self._ask("POST", "/v1/jobs", **_as_request(job, query or {}, headers=key))
+
+    def preview(self, job: Mapping[str, Any] | RawFile, query: Mapping[str, str] | None = None) -> Json:
+        """Return what would become of a job; nothing is written."""
+        return self._ask("POST", "/v1/jobs:preview", **_as_request(job, query or {}, headers={}))
 
     def upload(self, data: bytes, media_type: str) -> Json:
         """Bring a picture to the farm; the answer has its key."""
@@ -205,6 +211,16 @@ class FarmClient:
             wait_s *= 2
 
 
+def _as_request(
+    job: Mapping[str, Any] | RawFile, query: Mapping[str, str], *, headers: dict[str, str]
+) -> dict[str, Any]:
+    """Return a job as a request has it: JSON, or a file with its type; `query` holds for the whole job."""
+    if isinstance(job, RawFile):
+        headers["Content-Type"] = job.media_type
+        return {"content": job.content, "params": {**job.query, **query}, "headers": headers}
+    return {"json": job, "params": dict(query), "headers": headers}
+
+
 def trusts_proxies(url: str) -> bool:
     """Whether proxy variables of the environment apply: never on this machine."""
     return urlsplit(url).hostname not in _LOOPBACK
@@ -256,15 +272,27 @@ def describe_problem(response: httpx.Response) -> str:
     errors = [error for error in problem.get("errors") or [] if isinstance(error, dict)]
     detail = str(problem.get("detail") or problem["title"])
     # The detail often repeats the first error, which is listed anyway.
-    repeats = tuple(f"{error.get('field')}: {error.get('message')}" for error in errors)
+    repeats = tuple(f"{name}: {error.get('message')}" for error in errors for name in (_named(error), place_of(error)))
     lines = [] if detail.startswith(repeats) else [detail]
     lines += [describe_error(error) for error in errors]
     return "\n".join(lines)
 
 
+def place_of(error: Mapping[str, Any]) -> str:
+    """Return the row and column of a file that an error speaks of, if it does."""
+    places = [f"row {error['row']}"] if error.get("row") else []
+    places += [f'column "{error["column"]}"'] if error.get("column") else []
+    return ", ".join(places)
+
+
+def _named(error: Mapping[str, Any]) -> str:
+    place = place_of(error)
+    return str(error.get("field") or "") + (f" ({place})" if place else "")
+
+
 def describe_error(error: Mapping[str, Any]) -> str:
     """Turn one entry of a problem's `errors` into a line."""
-    line = f"{error['field']}: {error.get('message', 'refused')}" if error.get("field") else str(error.get("message"))
+    line = f"{_named(error)}: {error.get('message', 'refused')}" if _named(error) else str(error.get("message"))
     if error.get("value") is not None:
         value = repr(error["value"])
         line += f" (given: {value if len(value) <= _MAX_SHOWN_VALUE else value[:_MAX_SHOWN_VALUE] + '…'})"

@@ -10,12 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import edits, keys, models, promptfiles, show, tenants, watch, webhooks
+from cli import edits, keys, models, preview, promptfiles, show, tenants, watch, webhooks
 from cli.client import DEFAULT_API, FarmClient
 from cli.download import download as download_images
 from cli.exits import CliError, Exit
 from cli.manifest import bring_manifest
 from cli.pictures import upload_file
+from cli.preview import Setting, Template
 from cli.processes import child_env, python_module
 from cli.replay import replay as replay_image
 from cli.submit import follow, tell_download
@@ -33,6 +34,8 @@ app.add_typer(models.app, name="models")
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(edits.app)
+app.add_typer(preview.app)
+
 
 Api = Annotated[str, typer.Option("--api", envvar="FARM_API", metavar="URL", help="Where the farm's API is.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
@@ -84,7 +87,7 @@ def submit(
     *,
     files: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="FILE", help="Prompts: text, JSON Lines or a JSON job body; - is standard input."),
+        typer.Argument(metavar="FILE", help="Prompts: text, JSON Lines, JSON, CSV or YAML; - is standard input."),
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; may be repeated.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="A model; see farm models.")] = None,
@@ -117,6 +120,9 @@ def submit(
         bool | None, typer.Option("--reuse/--no-reuse", help="Take images that were made before from storage.")
     ] = None,
     webhook: Annotated[str | None, typer.Option(metavar="URL", help="Where to tell of the job's end.")] = None,
+    template: Template = None,
+    grid: Annotated[bool | None, typer.Option("--grid", help="Also one labelled picture of all images.")] = None,
+    settings: Setting = None,
     wait: Annotated[bool, typer.Option(help="Follow the job to its end.")] = True,
     folder: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Bring the images here.")] = None,
     api: Api = DEFAULT_API,
@@ -145,10 +151,13 @@ def submit(
         ),
         "reuse": reuse,
         "webhook": given(url=webhook),
+        "template": given(mode=template),
+        "grid": grid,
     }
-    body = promptfiles.build_body(files or [], prompt or [], options)
+    job = promptfiles.build_job(files or [], prompt or [], options)
     with FarmClient(api) as client:
-        raise typer.Exit(submit_job(client, body, wait=wait, folder=folder))
+        query = promptfiles.parse_settings(settings or [])
+        raise typer.Exit(submit_job(client, job, query, wait=wait, folder=folder))
 
 
 def given(**options: object) -> dict[str, object]:

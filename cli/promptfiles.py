@@ -1,22 +1,72 @@
-"""From files and options to the body of POST /v1/jobs. Pure; knows three kinds of prompt file.
+"""From files and options to what is sent to POST /v1/jobs. Pure; knows three kinds of prompt file, passes two on.
 
-Text: a prompt a line, `#` starts a comment line. JSON Lines: a prompt with its own parameters a line. JSON: a whole job
-body. Whether the values make sense is for the API to say.
+Text: a prompt a line, `#` starts a comment line. JSON Lines: a prompt with its own parameters a line, the job's
+settings in the first if it has no prompt. JSON: a whole job body. Tables (CSV) and YAML go to the API as they are: it
+reads them, and knows the row of what is wrong. Whether the values make sense is for the API to say in any case.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cli.exits import CliError, Exit
 
 DEFAULT_MODEL: Final = "scenes"
 
+_YAML: Final = "application/yaml"
+_RAW_TYPES: Final = {
+    ".csv": "text/csv",
+    ".tsv": "text/tab-separated-values",
+    ".yaml": _YAML,
+    ".yml": _YAML,
+}
 _JSON_LINES: Final = frozenset({".jsonl", ".ndjson"})
+
+
+class RawFile(NamedTuple):
+    """A file that is sent as it is, with what holds for the whole job beside it."""
+
+    content: bytes
+    media_type: str
+    query: dict[str, str]
+
+
+def is_sent_raw(path: Path) -> bool:
+    """Whether the API reads such a file."""
+    return path.suffix.lower() in _RAW_TYPES
+
+
+def build_job(
+    files: Sequence[Path], prompts: Sequence[str], options: Mapping[str, Any], *, default_model: str = DEFAULT_MODEL
+) -> dict[str, Any] | RawFile:
+    """Return what is sent: a body, or the one file that the API reads by itself. Raises CliError."""
+    if not any(map(is_sent_raw, files)):
+        return build_body(files, prompts, options, default_model=default_model)
+    if len(files) > 1 or prompts:
+        raise CliError("a table or a YAML file is sent by itself: no other files, no -p", code=Exit.USAGE)
+    (path,) = files
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CliError(f"{path}: {error.strerror or error}", code=Exit.USAGE) from error
+    media_type = _RAW_TYPES[path.suffix.lower()]
+    query = dict(flattened(options))
+    if media_type != _YAML:  # which may say so itself
+        query.setdefault("model", default_model)
+    return RawFile(content, media_type, query)
+
+
+def flattened(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield options as the query has them: `output.format` for what lies in an object."""
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield f"{prefix}{name}", str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def read_body(path: Path) -> dict[str, Any]:
@@ -35,14 +85,14 @@ def read_body(path: Path) -> dict[str, Any]:
 def parse_body(text: str, *, suffix: str, name: str) -> dict[str, Any]:
     """Return the job body that a file's text stands for; without a telling suffix, its first character decides."""
     if suffix in _JSON_LINES:
-        return {"prompts": parse_json_lines(text, name=name)}
+        return parse_json_lines(text, name=name)
     looks_like_json = text.lstrip()[:1] in {"{", "["}
     if suffix == ".json" or (suffix not in {".txt", ".md"} and looks_like_json):
         try:
             document = json.loads(text)
         except json.JSONDecodeError as error:
             if suffix != ".json" and error.msg == "Extra data":
-                return {"prompts": parse_json_lines(text, name=name)}
+                return parse_json_lines(text, name=name)
             raise CliError(f"{name}:{error.lineno}: {error.msg}", code=Exit.USAGE) from error
         return job_body(document, name=name)
     return {"prompts": parse_text(text)}
@@ -64,23 +114,27 @@ def parse_text(text: str) -> list[Any]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def parse_json_lines(text: str, *, name: str) -> list[Any]:
-    """Return the prompts of a JSON Lines file: strings, or objects with a `prompt`."""
+def parse_json_lines(text: str, *, name: str) -> dict[str, Any]:
+    """Return the job body of a JSON Lines file: strings, or objects with a `prompt`; the first may be the settings."""
+    settings: dict[str, Any] = {}
     prompts: list[Any] = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
-            prompt = json.loads(line)
+            document = json.loads(line)
         except json.JSONDecodeError as error:
             raise CliError(f"{name}:{number}: {error.msg}: {line.strip()[:80]}", code=Exit.USAGE) from error
-        if not isinstance(prompt, str) and not (isinstance(prompt, dict) and "prompt" in prompt):
+        if isinstance(document, str) or (isinstance(document, dict) and "prompt" in document):
+            prompts.append(document)
+        elif isinstance(document, dict) and not prompts and not settings:
+            settings = document
+        else:
             raise CliError(
                 f'{name}:{number}: expected a string or an object with a "prompt": {line.strip()[:80]}',
                 code=Exit.USAGE,
             )
-        prompts.append(prompt)
-    return prompts
+    return {**settings, "prompts": prompts}
 
 
 def parse_labels(pairs: Sequence[str]) -> dict[str, str]:
@@ -92,6 +146,17 @@ def parse_labels(pairs: Sequence[str]) -> dict[str, str]:
             raise CliError(f"--label takes key=value, not {pair!r}", code=Exit.USAGE)
         labels[key] = value
     return labels
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
+    """Return the fields of `--set name=value` options, as the query has them."""
+    settings = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise CliError(f"--set takes name=value, not {pair!r}", code=Exit.USAGE)
+        settings[name.strip()] = value
+    return settings
 
 
 def build_body(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,34 @@ from cli.client import FarmClient, total_of
 from cli.download import Downloaded, download
 from cli.exits import Exit
 from cli.pictures import upload_pictures
+from cli.promptfiles import RawFile
 from cli.show import console, errors
 
 
-def submit(client: FarmClient, body: dict[str, Any], *, wait: bool, folder: Path | None) -> Exit:
+def submit(
+    client: FarmClient,
+    job_asked: dict[str, Any] | RawFile,
+    query: Mapping[str, str],
+    *,
+    wait: bool,
+    folder: Path | None,
+) -> Exit:
     """Submit a job, after the local pictures that it names.
 
     Unless told not to, follow it to its end, then bring its images into `folder`.
     """
-    upload_pictures(client, body)
-    job = client.submit(body)
+    bring_pictures(client, job_asked)
+    job = client.submit(job_asked, query)
     images = total_of(job)
     console.print(f"[bold]{escape(job['id'])}[/]  {images} image{'s' * (images != 1)} of {escape(job['model'])}")
     if not wait:
         return Exit.OK
     return follow(client, job, folder=folder)
+
+
+def bring_pictures(client: FarmClient, job: dict[str, Any] | RawFile) -> None:
+    """Upload the local pictures that a job names, and name their keys instead; in a raw file, only those of options."""
+    upload_pictures(client, job.query if isinstance(job, RawFile) else job)
 
 
 def follow(client: FarmClient, job: dict[str, Any], *, folder: Path | None) -> Exit:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.exits import CliError, Exit
-from cli.promptfiles import build_body, parse_body, parse_labels, read_body
+from cli.promptfiles import build_body, build_job, parse_body, parse_labels, parse_settings, read_body
 from farm.requests import JobSpec
 
 PROMPTS = Path(__file__).parents[3] / "prompts"
@@ -35,6 +35,36 @@ def test_json_lines_are_strings_or_prompts_with_parameters(tmp_path):
     """Both kinds may stand in one file."""
     path = write(tmp_path / "a.jsonl", '"a star"\n\n{"prompt": "a boat", "seed": 4}\n')
     assert read_body(path) == {"prompts": ["a star", {"prompt": "a boat", "seed": 4}]}
+
+
+def test_json_lines_may_begin_with_the_settings_of_the_job(tmp_path):
+    """An object without a prompt in the first line holds for all; options win over it."""
+    path = write(tmp_path / "a.jsonl", '# mine\n{"model": "sd15", "seed": 1}\n"a star"\n{"prompt": "a boat"}\n')
+    assert read_body(path) == {"model": "sd15", "seed": 1, "prompts": ["a star", {"prompt": "a boat"}]}
+    assert build_body([path], [], {"seed": 2})["seed"] == 2
+
+
+def test_tables_and_yaml_are_sent_as_they_are(tmp_path):
+    """The API reads them; options become the query, in which objects have dots, and only a table needs a model."""
+    table = write(tmp_path / "a.CSV", "prompt\na\n")
+    options = {"seed": 7, "reuse": True, "output": {"format": "webp"}, "labels": {"a": "b"}, "width": None}
+    query = {"seed": "7", "reuse": "true", "output.format": "webp", "labels.a": "b", "model": "scenes"}
+    assert build_job([table], [], options) == (b"prompt\na\n", "text/csv", query)
+    assert build_job([write(tmp_path / "a.yml", "prompts: [a]")], [], {}) == (b"prompts: [a]", "application/yaml", {})
+    assert build_job([], ["a star"], {}) == {"model": "scenes", "prompts": ["a star"]}
+    for files, prompts in (([table, table], []), ([table], ["a star"])):
+        with pytest.raises(CliError, match="by itself"):
+            build_job(files, prompts, {})
+    with pytest.raises(CliError, match="No such file"):
+        build_job([tmp_path / "none.csv"], [], {})
+
+
+def test_settings_are_names_and_values():
+    """A value may have an equals sign in it; a name must be there."""
+    assert parse_settings(["matrix.seed=1,2", "labels.a=b=c"]) == {"matrix.seed": "1,2", "labels.a": "b=c"}
+    for pair in ("grid", "=1"):
+        with pytest.raises(CliError, match="name=value"):
+            parse_settings([pair])
 
 
 @pytest.mark.parametrize("suffix", ["", ".json"])
@@ -146,7 +176,10 @@ def test_text_keeps_every_prompt_in_order(prompts):
     assert parse_body("\n".join(prompts), suffix=".txt", name="x")["prompts"] == expected
 
 
-@pytest.mark.parametrize("path", sorted(p for p in PROMPTS.glob("*/*") if p.is_file()), ids=lambda p: p.name)
+SETS = [path for path in PROMPTS.glob("*/*") if path.is_file() and path.parent.name != "wildcards"]
+
+
+@pytest.mark.parametrize("path", sorted(SETS), ids=lambda path: path.name)
 def test_sets_that_ship_are_jobs_the_farm_accepts(path):
     """Every file under prompts/ becomes a valid body."""
     spec = JobSpec.model_validate(build_body([path], [], {}))
