@@ -102,7 +102,11 @@ async def identify(request: Request) -> Caller:
         farm: Parts = request.app.state.parts
         caller = Caller(DEFAULT_TENANT, scopes_of(["operator"]))
         if farm.settings.auth == "keys":
-            caller = await run_in_threadpool(_authenticate, farm, request)
+            tokens = tokens_in(request)
+            # Mostly the key was seen seconds ago, and a thread would cost more than the answer.
+            is_at_hand = all(farm.keyring.is_at_hand(token) for token in tokens)
+            opened = _open(farm, tokens) if is_at_hand else await run_in_threadpool(_open, farm, tokens)
+            caller = _caller_with(opened, request, has_tokens=bool(tokens))
         known = request.state.caller = _on_behalf_of_tenant(request, farm, caller)
     return known
 
@@ -112,14 +116,17 @@ def scopes_of(names: Iterable[Scope]) -> frozenset[Scope]:
     return frozenset[Scope]().union(*(_IMPLIED[name] for name in names))
 
 
-def _authenticate(farm: Parts, request: Request) -> Caller:
-    tokens = tokens_in(request)
-    for token in tokens:
-        opened = farm.keyring.open(token)
-        if opened is not None:
-            known = [scope for scope in _IMPLIED if scope in opened.scopes]  # a later release may have more
-            return Caller(opened.tenant, scopes_of(known), opened)
-    detail = "the key is unknown, revoked or expired" if tokens else "send an API key as `Authorization: Bearer farm_…`"
+def _open(farm: Parts, tokens: Iterable[str]) -> OpenedBy | None:
+    return next((opened for token in tokens if (opened := farm.keyring.open(token))), None)
+
+
+def _caller_with(opened: OpenedBy | None, request: Request, *, has_tokens: bool) -> Caller:
+    if opened is not None:
+        known = [scope for scope in _IMPLIED if scope in opened.scopes]  # a later release may have more
+        return Caller(opened.tenant, scopes_of(known), opened)
+    detail = (
+        "the key is unknown, revoked or expired" if has_tokens else "send an API key as `Authorization: Bearer farm_…`"
+    )
     challenge = "basic" if request.scope["path"].startswith(_ASKED_FOR_BASIC) else "bearer"
     raise HttpProblem(UNAUTHENTICATED, detail, headers={"WWW-Authenticate": _CHALLENGES[challenge]})
 

@@ -126,9 +126,9 @@ async def _check_again(request: Request) -> None:
 
 
 async def _check_rate(request: Request, caller: Caller) -> None:
-    if caller.opened_by is None:
-        return
     farm: Parts = request.app.state.parts
+    if caller.opened_by is None or not farm.keyring.is_counted(caller.opened_by):
+        return
     wait_s = await run_in_threadpool(farm.keyring.use, caller.opened_by)
     if wait_s > 0:
         seconds = math.ceil(wait_s)

@@ -84,6 +84,11 @@ class Keyring:
             return None
         return OpenedBy(key.id, key.tenant, key.scopes, is_limited=key.max_requests_per_minute is not None)
 
+    def is_at_hand(self, token: str) -> bool:
+        """Whether `open` will answer without asking anybody: no thread is needed to wait in."""
+        key_id = id_in(token)
+        return key_id is None or self._is_fresh(self._recall(key_id)[0], MAX_AGE_S / 2)
+
     def still_opens(self, opened: OpenedBy) -> bool:
         """Whether a key that opened something was neither revoked nor has expired since; while Redis is away, yes."""
         if opened.is_of_settings:
@@ -94,18 +99,21 @@ class Keyring:
             return True
         return key is not None and self._is_good(key)
 
-    def use(self, opened: OpenedBy) -> float:
-        """Count a request of a key; return the seconds that it must wait, 0 for none. Raises LedgerDown.
+    def is_counted(self, opened: OpenedBy) -> bool:
+        """Whether this request of a key is one to `use` it for: all of one with a limit, of others one a minute."""
+        if opened.is_of_settings or opened.is_limited:
+            return opened.is_limited
+        with self._lock:
+            if self._is_fresh(self._noted.get(opened.key_id), _NOTED_EVERY_S):
+                return False
+            _remember(self._noted, opened.key_id, self._clock())
+        return True
 
-        Redis is asked at every request of a key with a limit, for others once a minute: to note that they are used.
+    def use(self, opened: OpenedBy) -> float:
+        """Count a request of a key, and note when it was used; return the seconds that it must wait, 0 for none.
+
+        Raises LedgerDown.
         """
-        if opened.is_of_settings:
-            return 0.0
-        if not opened.is_limited:
-            with self._lock:
-                if self._is_fresh(self._noted.get(opened.key_id), _NOTED_EVERY_S):
-                    return 0.0
-                _remember(self._noted, opened.key_id, self._clock())
         return self._ledger.use_key(opened.key_id)
 
     def forget(self, key_id: str) -> None:
@@ -114,13 +122,16 @@ class Keyring:
             self._remembered.pop(key_id, None)
 
     def _key(self, key_id: str) -> ApiKey | None:
-        with self._lock:
-            asked_at, key = self._remembered.get(key_id, (None, None))
+        asked_at, key = self._recall(key_id)
         if not self._is_fresh(asked_at, MAX_AGE_S):
             asked_at, key = self._clock(), self._ledger.key(key_id)
             with self._lock:
                 _remember(self._remembered, key_id, (asked_at, key))
         return key
+
+    def _recall(self, key_id: str) -> tuple[float | None, ApiKey | None]:
+        with self._lock:
+            return self._remembered.get(key_id, (None, None))
 
     def _is_good(self, key: ApiKey) -> bool:
         return key.revoked_at is None and (key.expires_at is None or key.expires_at > self._clock())

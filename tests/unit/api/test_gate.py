@@ -184,7 +184,7 @@ def test_a_stream_ends_when_its_key_does(closed, monkeypatch, is_good):
     """Streams last for an hour: a key that is revoked meanwhile is noticed at the next piece, some seconds later."""
     keyring = closed.app.state.parts.keyring
     monkeypatch.setattr(keyring, "open", lambda _token: OpenedBy("0123456789", "alice", ("read",)))
-    monkeypatch.setattr(keyring, "use", lambda _opened: 0.0)
+    monkeypatch.setattr(keyring, "is_counted", lambda _opened: False)
     monkeypatch.setattr(keyring, "still_opens", lambda _opened: is_good)
     sent = []
 

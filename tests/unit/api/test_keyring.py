@@ -159,15 +159,26 @@ def test_what_goes_on_is_asked_about_again(keyring, keys, clock):
 
 def test_use_is_noted_once_a_minute_and_counted_where_there_is_a_limit(keyring, keys, clock):
     """A key without a limit costs Redis one write a minute; one with a limit one for each request."""
-    free, limited = keys.add(), keys.add(max_requests_per_minute=60)
-    opened = keyring.open(free.token)
-    assert [keyring.use(opened) for _ in range(3)] == [2.5, 0.0, 0.0]
+    free, limited = keyring.open(keys.add().token), keyring.open(keys.add(max_requests_per_minute=60).token)
+    assert [keyring.is_counted(free) for _ in range(3)] == [True, False, False]
+    assert [keyring.is_counted(limited) for _ in range(3)] == [True] * 3
     clock.now += 60
-    keyring.use(opened)
-    assert keys.used == [free.id] * 2
-    opened = keyring.open(limited.token)
-    assert [keyring.use(opened) for _ in range(3)] == [2.5] * 3
-    assert keys.used[2:] == [limited.id] * 3
+    assert [keyring.is_counted(free) for _ in range(2)] == [True, False]
+    assert keyring.use(free) == 2.5
+    assert keys.used == [free.key_id]
+
+
+def test_what_is_at_hand_asks_nobody(keyring, keys, clock):
+    """So that the event loop may look it up itself: never where the ledger would be asked."""
+    token = keys.add().token
+    assert not keyring.is_at_hand(token)
+    keyring.open(token)
+    for moment in range(6):
+        asked, is_at_hand = keys.num_asked, keyring.is_at_hand(token)
+        keyring.open(token)
+        assert not is_at_hand or keys.num_asked == asked, moment
+        clock.now += 1
+    assert keyring.is_at_hand("no key at all")
 
 
 def test_keys_of_the_settings_need_no_redis(keys):
@@ -178,7 +189,7 @@ def test_keys_of_the_settings_need_no_redis(keys):
     operator, metrics = keyring.open("o" * 32), keyring.open("m" * 32)
     assert (operator.key_id, operator.tenant, operator.scopes) == ("operator", "default", ("operator",))
     assert metrics.scopes == ("metrics",)
-    assert keyring.use(operator) == 0.0
+    assert not keyring.is_counted(operator)
     assert keyring.open("x" * 32) is None
 
 
