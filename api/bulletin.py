@@ -128,7 +128,7 @@ class Bulletin:
                 raise status
             del self._changed[job_id]
             if isinstance(status, JobStatus):  # or it is gone already
-                text = sse.event("job", Job.of(status).model_dump_json())
+                text = sse.event("job", Job.of(status, self._gpu_hour_price).model_dump_json())
                 for reader in self._readers:
                     if reader.sees(status.header):
                         reader.put(job_id, text)

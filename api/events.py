@@ -166,7 +166,8 @@ class JobEvents:
                     if seen.previews and self._previews is not None:
                         yield await self._pictures(seen.previews)
                     if seen.status is not None:
-                        yield sse.event("job", _job_text(watch, seen.status), str(watch.position))
+                        text = _job_text(self._farm, watch, seen.status)
+                        yield sse.event("job", text, str(watch.position))
                         if seen.status.state.is_final:
                             end = End(state=seen.status.state).model_dump_json()
                             yield sse.event("end", end, f"{watch.position}{_OVER}")
@@ -235,11 +236,12 @@ class JobEvents:
 _OUTAGE: Final = sse.event("outage", '{"object":"outage","detail":"the ledger does not answer; rendering goes on"}')
 
 
-def _job_text(watch: Watch, status: JobStatus) -> bytes:
+def _job_text(farm: Parts, watch: Watch, status: JobStatus) -> bytes:
     """Return a job as JSON, made once for all who are told of the same status."""
     made = watch.memo.get("job")
     if made is None or made[0] is not status:
-        made = watch.memo["job"] = (status, Job.of(status).model_dump_json().encode())
+        told = Job.of(status, farm.settings.gpu_hour_price)
+        made = watch.memo["job"] = (status, told.model_dump_json().encode())
     return made[1]
 
 

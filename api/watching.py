@@ -29,7 +29,7 @@ PATIENCE_S: Final = 30.0
 """How long those wait out an outage of the ledger who do not say how long."""
 
 _POLL_S: Final = 3.0
-_PAUSE_S: Final = 0.005  # between two reads: what is asked meanwhile shares the next
+_PAUSE_S: Final = 0.01  # between two reads: what is asked meanwhile shares the next
 _GATHERING_S: Final = 0.02  # hints that come within it are handed on together
 _HEARING_S: Final = 0.25
 _OUTAGE_PAUSE_S: Final = 1.0

@@ -44,8 +44,8 @@ class Farm:
 
 
 @contextmanager
-def running_farm() -> Iterator[Farm]:
-    """Run Valkey, with the settings of `farm up`, and the API."""
+def running_farm(**api_variables: str) -> Iterator[Farm]:
+    """Run Valkey, with the settings of `farm up`, and the API, with these variables beside them."""
     folder = Path(tempfile.mkdtemp(prefix="farm-scale-"))
     try:
         (folder / "logs").mkdir()
@@ -57,7 +57,15 @@ def running_farm() -> Iterator[Farm]:
         with Supervisor(lambda line: print(line, flush=True)) as supervisor:
             supervisor.start(embedded.valkey_spec(folder, secret, ports))
             _until(lambda: embedded.valkey_answers(secret, ports), "Valkey")
-            supervisor.start(Spec("api", api_argv, child_env(**variables), cwd=folder, log=folder / "logs" / "api.log"))
+            supervisor.start(
+                Spec(
+                    "api",
+                    api_argv,
+                    child_env(**variables, **api_variables),
+                    cwd=folder,
+                    log=folder / "logs" / "api.log",
+                )
+            )
             with httpx.Client(base_url=f"http://127.0.0.1:{api_port}", timeout=60, trust_env=False) as client:
                 _until(lambda: _answers(client), "the API")
                 ledger = Ledger.connect(settings)

@@ -45,14 +45,16 @@ class Changes(Reports):
                 pipe.strlen(f"{key}:log")
                 if position is not None:
                     pipe.getrange(f"{key}:log", *_bounds(position, MAX_ENDED))
-            answers = iter(pipe.execute())
+            pipe.time()
+            *rows, time_of_server = pipe.execute()
+        answers = iter(rows)
         found: dict[str, tuple[list[Any], int, tuple[ImageChange, ...]]] = {}
         for job_id, position in positions.items():
             row, num_bytes = next(answers), next(answers)
             ended = () if position is None else _decode(next(answers), position)
             if row[0] is not None:
                 found[job_id] = row, num_bytes // _END.size, ended
-        statuses = self.statuses_of([row for row, _, _ in found.values()])
+        statuses = self.statuses_of([row for row, _, _ in found.values()], self._connection.unix_s(time_of_server))
         return {
             # Ends that came between the commands are told with those that the length counts, or later.
             job_id: Look(status, max(num_ended, ended[-1].position + 1 if ended else 0), ended)

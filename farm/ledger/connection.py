@@ -69,8 +69,12 @@ class Connection:
         if self._clock is not None:
             return self._clock()
         with translate_outage():
-            seconds, microseconds = self.redis.time()
-        return float(seconds + microseconds / 1e6)
+            return self.unix_s(self.redis.time())
+
+    def unix_s(self, answer: tuple[int, int]) -> float:
+        """Return the Unix time that the answer to a TIME tells, or that of the clock that was given."""
+        seconds, microseconds = answer
+        return float(seconds + microseconds / 1e6) if self._clock is None else self._clock()
 
 
 @contextmanager

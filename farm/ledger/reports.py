@@ -73,14 +73,12 @@ class Reports:
             for job_id in ids:
                 pipe.hmget(f"{PREFIX}job:{job_id}", *STATUS_FIELDS)
             rows = pipe.execute()
-        return self.statuses_of([row for row in rows if row[0] is not None])
+        found = [row for row in rows if row[0] is not None]
+        return self.statuses_of(found, self._connection.now()) if found else []
 
-    def statuses_of(self, rows: Sequence[list[Any]]) -> list[JobStatus]:
-        """Return the status that each row of STATUS_FIELDS tells, as of now."""
-        if not rows:
-            return []
-        now = self._connection.now()
-        waits = self._waits_s(row for row in rows if row[_STORED] == b"0" and row[_FINISHED_AT] is None)
+    def statuses_of(self, rows: Sequence[list[Any]], now: float) -> list[JobStatus]:
+        """Return the status that each row of STATUS_FIELDS tells; `now` is the ledger's Unix time."""
+        waits = self._waits_s(now, (row for row in rows if row[_STORED] == b"0" and row[_FINISHED_AT] is None))
         return [self._status(row, now, waits) for row in rows]
 
     def _status(self, row: list[Any], now: float, waits_s: dict[str, float]) -> JobStatus:
@@ -123,13 +121,17 @@ class Reports:
             manifest_at=None if row[12] is None else float(row[12]),
         )
 
-    def _waits_s(self, rows: Iterable[list[Any]]) -> dict[str, float]:
+    def _waits_s(self, now: float, rows: Iterable[list[Any]]) -> dict[str, float]:
         """Bound the wait of jobs that have no pace of their own: all that is queued of a model, at the model's pace."""
         if not any(True for _ in rows):
             return {}
-        report = self.throughput()
-        paces = {model: rates[0].images_per_s for model, rates in report.by_model.items()}
-        return {model: queued / paces[model] for model, queued in self.queued_by_model().items() if paces.get(model)}
+        queued, (window_s, bucket_s) = self.queued_by_model(), WINDOWS[0]
+        with translate_outage(), self._redis.pipeline(transaction=False) as pipe:
+            for bucket in _buckets(now, window_s, bucket_s):
+                pipe.hgetall(bucket)
+            done = sum_buckets(pipe.execute())
+        paces = {model: rate_of(window_s, done.get(("m", model), {})).images_per_s for model in queued}
+        return {model: count / paces[model] for model, count in queued.items() if paces[model]}
 
     def image(self, job_id: str, index: int) -> ImageStatus:
         """Return one image's status; raises UnknownJob when the job has no such image either."""
@@ -231,9 +233,8 @@ class Reports:
         now = self._connection.now()
         with translate_outage(), self._redis.pipeline(transaction=False) as pipe:
             for window_s, bucket_s in WINDOWS:
-                last = int(now // bucket_s)
-                for bucket in range(last - window_s // bucket_s + 1, last + 1):
-                    pipe.hgetall(f"{PREFIX}rate:{bucket_s}:{bucket}")
+                for bucket in _buckets(now, window_s, bucket_s):
+                    pipe.hgetall(bucket)
             pipe.zcard(f"{PREFIX}leases")
             *buckets, rendering = pipe.execute()
         sums = []
@@ -254,6 +255,12 @@ class Reports:
             queued_images=sum(self.queued_by_model().values()),
             rendering_images=int(rendering),
         )
+
+
+def _buckets(now: float, window_s: int, bucket_s: int) -> list[str]:
+    """Return the keys of what was counted within a window that ends now."""
+    last = int(now // bucket_s)
+    return [f"{PREFIX}rate:{bucket_s}:{bucket}" for bucket in range(last - window_s // bucket_s + 1, last + 1)]
 
 
 def _bit(bits: bytes, position: int) -> bool:

@@ -1,0 +1,1 @@
+"""A crowd that watches a farm: what bench/watchers.py runs beside the farm itself."""
