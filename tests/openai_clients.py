@@ -60,7 +60,7 @@ class OpenAIFarm:
     def held(self, client: Client) -> list[Hint]:
         """Return a tenant's units that stay in their seats."""
         ids = {job.header.id for job in self.jobs(client)}
-        return [hint for hint in self.worker.held() if hint.job in ids]
+        return [hint for hint in self.worker.seated() if hint.job in ids]
 
 
 def until(what: Callable, timeout_s: float = 30.0):

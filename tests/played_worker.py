@@ -22,7 +22,7 @@ class PlayedWorker(StandIn):
         self._slow: dict[Hint, Unit] = {}
         super().__init__(self.ledger, self.store)
 
-    def held(self) -> list[Hint]:
+    def seated(self) -> list[Hint]:
         """Return the units that stay in their seats; those of cancelled jobs have left them."""
         for hint in self.ledger.renew(_NAME, list(self._slow)):
             self._slow.pop(hint, None)
@@ -30,7 +30,7 @@ class PlayedWorker(StandIn):
 
     def let_go(self) -> None:
         """Finish what is held."""
-        for hint in self.held():
+        for hint in self.seated():
             super()._finish(hint, self._slow.pop(hint))
 
     def fail(self, hint: Hint) -> None:
