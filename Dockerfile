@@ -33,6 +33,7 @@ COPY farm/ farm/
 COPY api/ api/
 COPY worker/ worker/
 COPY cli/ cli/
+COPY prompts/ prompts/
 COPY training/ training/
 RUN --mount=type=cache,target=/root/.cache/pip pip wheel --no-deps --wheel-dir /built .
 
