@@ -159,6 +159,8 @@ def job_table(job: Json) -> Table:
     rows.append(("rate", rate(job.get("images_per_s"))))
     if job.get("gpu_s"):
         rows.append(("device time", f"{job['gpu_s']:.1f} s"))
+    if job.get("price") is not None:
+        rows.append(("price", f"{job['price']:.4g}"))
     if job.get("retries"):
         rows.append(("retries", str(job["retries"])))
     if job.get("labels"):

@@ -183,6 +183,15 @@ def test_status_tells_joules_and_a_price_where_the_farm_does(farm):
             assert (words in result.output) is bool(told)
 
 
+def test_status_of_a_job_tells_what_it_costs(farm):
+    """Where the farm has a price of a GPU's hour; else nothing about it."""
+    for price, line in ((0.012345, "0.01235"), (None, None)):
+        result, _ = farm("status", JOB, answers=[(200, job("done", stored=2, price=price), {})])
+        assert result.exit_code == 0, result.output
+        assert ("price" in result.output) is (line is not None)
+        assert line is None or line in result.output
+
+
 def test_status_of_an_empty_farm(farm):
     """Nothing there is said, not shown as an empty table."""
     result, _ = farm("status", answers=[(200, {"data": [], "total": {}}, {})])
