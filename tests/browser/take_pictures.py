@@ -6,11 +6,13 @@ the model that ships, and looks at it in several windows.
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from running_farm import Farm, running_farm
@@ -56,7 +58,8 @@ def take(browser: Browser, url: str, name: str, size: dict, *, scheme: str = "li
     look(page)
     page.wait_for_timeout(1500)
     path = _FOLDER / f"page-{name}.png"
-    page.screenshot(path=path)
+    with Image.open(io.BytesIO(page.screenshot())) as picture:
+        picture.convert("RGB").quantize(256).save(path, optimize=True)
     print(f"{path.name}: {path.stat().st_size / 1024:.0f} KiB")  # noqa: T201  a script
     window.close()
 
@@ -70,7 +73,7 @@ def write_job(page: Page) -> None:
     """Fill in the form, and look at what would become of it."""
     page.locator("#field-model").select_option("scenes")
     page.locator("#field-prompts").fill(
-        "a {red|blue|orange} {boat|fish} by the sea\na white flower in the hills at dusk"
+        "a {red|blue|green} {boat|fish} by the sea\na white flower in the hills at dusk"
     )
     page.locator("#field-template").select_option("combinatorial")
     page.locator("#field-num_images_per_prompt").fill("25")

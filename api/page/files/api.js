@@ -77,7 +77,8 @@ export async function send(method, path, { signal, body, headers = {} } = {}) {
   const all = secret ? { ...headers, Authorization: `Bearer ${secret}` } : headers;
   let answer;
   try {
-    answer = await fetch(new URL(path, BASE), { method, body, signal, headers: all, cache: "no-store", redirect: "error" });
+    const how = { method, body, signal, headers: all, cache: "no-store", redirect: "error" };
+    answer = await fetch(new URL(path, BASE), how);
   } catch (error) {
     if (signal?.aborted && signal.reason?.name !== "TimeoutError") throw error;
     throw tell(new Problem(0, { title: "The API does not answer", detail: "it is stopped, or the network is" }));

@@ -40,24 +40,23 @@ export function chart({ unit }) {
       values.map(({ value, isMean }, i) => {
         if (value === null) return null;
         const height = Math.max(value > 0 ? 2 : 0, (value / top) * (HEIGHT - 6));
-        return svg("rect", { x: i * step + step * 0.14, width: step * 0.72, y: HEIGHT - height, height, "data-at": i, class: isMean ? "is-mean" : null });
+        const place = { x: i * step + step * 0.14, width: step * 0.72, y: HEIGHT - height, height };
+        return svg("rect", { ...place, "data-at": i, class: isMean ? "is-mean" : null });
       }),
     );
     text(scale, `${number(top)} ${unit}`);
     text(start, minutes(values.length * span_s));
     const mean = known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : null;
-    picture.setAttribute(
-      "aria-label",
-      known.length
-        ? `${unit} over the last ${Math.round((known.length * span_s) / 60) || 1} min: ${number(mean)} on average, ${number(Math.max(...known))} at most`
-        : "nothing measured yet",
-    );
+    const span = `the last ${Math.round((known.length * span_s) / 60) || 1} min`;
+    const told = `${unit} over ${span}: ${number(mean)} on average, ${number(Math.max(...known))} at most`;
+    picture.setAttribute("aria-label", known.length ? told : "nothing measured yet");
   };
   picture.addEventListener("pointermove", (event) => {
     const box = picture.getBoundingClientRect();
-    const at = Math.min(shown.values.length - 1, Math.floor(((event.clientX - box.left) / box.width) * shown.values.length));
+    const { length } = shown.values;
+    const at = Math.min(length - 1, Math.floor(((event.clientX - box.left) / box.width) * length));
     const { value = null, isMean } = shown.values[at] ?? {};
-    const age = (shown.values.length - 1 - at) * shown.span_s;
+    const age = (length - 1 - at) * shown.span_s;
     const told = isMean ? "on average before this page was open" : age ? minutes(age) : "now";
     text(under, value === null ? "" : `${number(value, 2)} ${unit}, ${told}`);
     for (const bar of bars.children) bar.classList.toggle("is-under", Number(bar.dataset.at) === at);
@@ -77,5 +76,5 @@ function minutes(seconds) {
 function ceiling(value) {
   if (value <= 0) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 3, 5, 10].map((factor) => factor * power).find((round) => round >= value);
+  return [1, 1.5, 2, 3, 4, 6, 8, 10].map((factor) => factor * power).find((round) => round >= value);
 }

@@ -1,6 +1,7 @@
 // A job's images as a contact sheet. However many there are, only those in sight are asked for and drawn.
 
 import { get } from "./api.js";
+import { makeCell } from "./cell.js";
 import { attribute, h, put, text } from "./dom.js";
 import { count } from "./format.js";
 import { smallest, stillGood } from "./peek.js";
@@ -87,25 +88,39 @@ export class Gallery {
     const sizes = Object.keys(SIZES).map((name) =>
       h(
         "button",
-        { type: "button", class: "segment", "aria-pressed": String(name === this.size), on: { click: () => this.#resize(name, sizes) } },
+        {
+          type: "button",
+          class: "segment",
+          "aria-pressed": String(name === this.size),
+          on: { click: () => this.#resize(name, sizes) },
+        },
         name,
       ),
     );
-    this.jump = h("input", { type: "number", min: 0, max: this.job.total - 1, inputmode: "numeric", placeholder: "image no.", "aria-label": "Go to image number" });
+    this.jump = h("input", {
+      type: "number",
+      min: 0,
+      max: this.job.total - 1,
+      inputmode: "numeric",
+      placeholder: "image no.",
+      "aria-label": "Go to image number",
+    });
     const form = h("form", { class: "jump", on: { submit: (event) => this.#onJump(event) } }, this.jump);
-    this.chapters = h("select", { "aria-label": "Which images", on: { change: () => this.#turnTo(Number(this.chapters.value)) } });
-    const count_ = Math.ceil(this.job.total / CHAPTER);
+    const turn = () => this.#turnTo(Number(this.chapters.value));
+    this.chapters = h("select", { "aria-label": "Which images", on: { change: turn } });
+    const numChapters = Math.ceil(this.job.total / CHAPTER);
     put(
       this.chapters,
-      Array.from({ length: count_ }, (_, i) =>
-        h("option", { value: i * CHAPTER }, `${count(i * CHAPTER)} to ${count(Math.min(this.job.total, (i + 1) * CHAPTER) - 1)}`),
-      ),
+      Array.from({ length: numChapters }, (_, i) => {
+        const last = Math.min(this.job.total, (i + 1) * CHAPTER) - 1;
+        return h("option", { value: i * CHAPTER }, `${count(i * CHAPTER)} to ${count(last)}`);
+      }),
     );
     return h(
       "div",
       { class: "gallery-tools" },
       h("div", { class: "segments", role: "group", "aria-label": "Size of pictures" }, sizes),
-      count_ > 1 && this.chapters,
+      numChapters > 1 && this.chapters,
       this.job.total > 24 && form,
     );
   }
@@ -281,7 +296,9 @@ export class Gallery {
       this.#markStale(index);
       return;
     }
-    text(this.notice, `Pictures lie at ${new URL(image.shown).origin}, which this browser cannot reach. Its operator sets that address with FARM_S3_PUBLIC_ENDPOINT.`);
+    const { origin } = new URL(image.shown);
+    const remedy = "The farm's operator sets that address with FARM_S3_PUBLIC_ENDPOINT.";
+    text(this.notice, `Pictures lie at ${origin}, which this browser cannot reach. ${remedy}`);
     this.notice.hidden = false;
   }
 
@@ -321,46 +338,6 @@ export class Gallery {
     this.goTo(Math.max(this.first, Math.min(last, this.current + by)));
     for (const [index, node] of this.cells) node.firstChild.tabIndex = index === this.current ? 0 : -1;
   }
-}
-
-const WORDS = { queued: "waits", rendering: "is being rendered", failed: "failed", cancelled: "cancelled" };
-
-function makeCell(job, index, total) {
-  const picture = h("img", { alt: "", decoding: "async", hidden: true });
-  const word = h("span", { class: "word" });
-  const step = h("i", { class: "step", hidden: true });
-  const frame = h("span", { class: "frame" }, picture, word, step);
-  const seed = h("span", { class: "seed" });
-  const prompt = h("span", { class: "cell-prompt", "aria-hidden": "true" });
-  const link = h("a", { href: `#/jobs/${job}/${index}`, tabIndex: -1 }, frame);
-  const cell = h(
-    "div",
-    { class: "cell", role: "listitem", "data-index": index, "aria-posinset": index + 1, "aria-setsize": total },
-    link,
-    h("span", { class: "caption", "aria-hidden": "true" }, h("span", {}, count(index)), seed),
-    prompt,
-  );
-  picture.addEventListener("load", () => picture.classList.add("is-there"));
-  picture.addEventListener("error", () => attribute(cell, "data-broken", true));
-  cell.show = (image, preview, tellsPrompt) => {
-    const state = image?.state ?? "unknown";
-    attribute(cell, "data-state", state);
-    const source = state === "stored" ? image.shown : state === "rendering" ? (preview?.url ?? null) : null;
-    picture.hidden = !source;
-    if (source && picture.getAttribute("src") !== source) {
-      attribute(cell, "data-broken", null);
-      picture.src = source;
-    }
-    const share = state === "rendering" && preview?.steps ? preview.step / preview.steps : null;
-    step.hidden = share === null;
-    if (share !== null) step.style.setProperty("--share", share);
-    text(word, state === "failed" ? "failed" : state === "cancelled" ? "cancelled" : "");
-    text(seed, image ? image.seed : "");
-    text(prompt, tellsPrompt ? (image?.prompt ?? "") : "");
-    attribute(link, "aria-label", image ? `Image ${index}, ${WORDS[state] ?? image.prompt}` : `Image ${index}`);
-    attribute(link, "title", image ? (image.error ?? image.prompt) : null);
-  };
-  return cell;
 }
 
 function saved() {

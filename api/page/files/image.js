@@ -5,7 +5,7 @@ import { attribute, button, h, put, say, text } from "./dom.js";
 import { count, duration, exactly, number } from "./format.js";
 import { every } from "./live.js";
 import { smallest, stillGood } from "./peek.js";
-import { fillForm } from "./submit.js";
+import { fillForm } from "./draft.js";
 
 const SETTLED = new Set(["stored", "failed", "cancelled"]);
 
@@ -24,9 +24,11 @@ export function imageDialog(signal) {
   const stage = h("div", { class: "stage" }, picture, word);
   const counter = h("span", { class: "counter" });
   const panel = h("div", { class: "recipe" });
-  const previous = h("a", { class: "button quiet", "aria-label": "Previous image", "aria-keyshortcuts": "ArrowLeft" }, "‹");
-  const next = h("a", { class: "button quiet", "aria-label": "Next image", "aria-keyshortcuts": "ArrowRight" }, "›");
-  const close = h("a", { class: "button quiet", "aria-label": "Back to the job", "aria-keyshortcuts": "Escape" }, "Close");
+  const link = (name, shortcut, mark) =>
+    h("a", { class: "button quiet", "aria-label": name, "aria-keyshortcuts": shortcut }, mark);
+  const previous = link("Previous image", "ArrowLeft", "‹");
+  const next = link("Next image", "ArrowRight", "›");
+  const close = link("Close: back to the job", "Escape", "Close");
   const dialog = h(
     "dialog",
     { class: "image", "aria-label": "Image", tabIndex: -1, on: { keydown: onKey, cancel: onCancel } },
@@ -55,8 +57,8 @@ export function imageDialog(signal) {
     index = at;
     shown = null;
     stage.classList.remove("is-large");
-    link(previous, index > 0 ? index - 1 : null);
-    link(next, index < job.total - 1 ? index + 1 : null);
+    lead(previous, index > 0 ? index - 1 : null);
+    lead(next, index < job.total - 1 ? index + 1 : null);
     close.setAttribute("href", `#/jobs/${job.id}`);
     text(counter, `image ${count(index)} of ${count(job.total)}`);
     draw(gallery.known(index) ?? null);
@@ -104,19 +106,23 @@ export function imageDialog(signal) {
     const isOpen = !SETTLED.has(image.state);
     return [
       h("h2", { class: "prompt" }, image.prompt),
-      again?.negative_prompt ? h("p", { class: "negative" }, h("span", { class: "faint" }, "without "), again.negative_prompt) : null,
+      again?.negative_prompt &&
+        h("p", { class: "negative" }, h("span", { class: "faint" }, "without "), again.negative_prompt),
       h(
         "div",
         { class: "actions" },
         again && button("Again with…", { name: "again", kind: "primary needs-submit", press: () => repeat(image) }),
         image.download_url && h("a", { class: "button", href: image.download_url }, "Download"),
-        again && button("Copy", { name: "copy", title: "Copy the job that makes this image", press: () => copy(again) }),
+        again && button("Copy", { name: "copy", title: "The job that makes this image", press: () => copy(again) }),
         isOpen && button("Cancel", { name: "stop", kind: "needs-submit", press: cancel }),
       ),
       image.error && h("p", { class: "problem" }, image.error),
       facts("Made with", madeWith(image)),
       facts("How it went", howItWent(image)),
-      image.history.length > 0 && [h("h3", {}, "Attempts that were lost"), h("ol", { class: "history" }, image.history.map((line) => h("li", {}, line)))],
+      image.history.length > 0 && [
+        h("h3", {}, "Attempts that were lost"),
+        h("ol", { class: "history" }, image.history.map((line) => h("li", {}, line))),
+      ],
     ];
   }
 
@@ -143,7 +149,8 @@ export function imageDialog(signal) {
   function prefetch() {
     for (const at of [index + 1, index - 1]) {
       const image = gallery.known(at);
-      if (image?.state === "stored" && smallest(image) === image.url) new Image().src = stillGood(image.shown) ?? image.url;
+      const isWhole = image?.state === "stored" && smallest(image) === image.url; // and no thumbnail of it
+      if (isWhole) new Image().src = stillGood(image.shown) ?? image.url;
     }
   }
 
@@ -159,7 +166,7 @@ export function imageDialog(signal) {
     location.hash = close.getAttribute("href");
   }
 
-  function link(anchor, at) {
+  function lead(anchor, at) {
     attribute(anchor, "href", at === null ? null : `#/jobs/${job.id}/${at}`);
     attribute(anchor, "aria-disabled", at === null ? "true" : null);
   }
@@ -202,15 +209,18 @@ export function imageDialog(signal) {
 }
 
 function wordFor(image) {
-  const words = { queued: "waits for a seat", rendering: "is being rendered", failed: "failed", cancelled: "cancelled" };
-  return words[image.state] ?? "";
+  return { queued: "waits for a seat", rendering: "is being rendered", stored: "" }[image.state] ?? image.state;
 }
 
 function facts(name, rows) {
   const known = rows.filter(([, value]) => value !== null && value !== undefined && value !== "");
   return [
     h("h3", {}, name),
-    h("dl", { class: "facts" }, known.map(([label, value]) => h("div", {}, h("dt", {}, label), h("dd", {}, String(value))))),
+    h(
+      "dl",
+      { class: "facts" },
+      known.map(([label, value]) => h("div", {}, h("dt", {}, label), h("dd", {}, String(value)))),
+    ),
   ];
 }
 

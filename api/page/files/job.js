@@ -201,6 +201,8 @@ function factsOf(job) {
     ["pace", pace(job) || NONE],
     ["GPU s an image", number(job.gpu_s_per_image)],
     ["GPU time", duration(job.gpu_s)],
+    job.price === null ? null : ["price", number(job.price)],
+    job.price_per_1000_images === null ? null : ["price of 1,000", number(job.price_per_1000_images)],
     job.retries ? ["hand-outs repeated", count(job.retries)] : null,
     job.reused ? ["taken from store", count(job.reused)] : null,
     ["priority", job.priority],

@@ -1,6 +1,6 @@
 // The jobs: a list that keeps itself fresh, filtered by state and by what is typed.
 
-import { get } from "./api.js";
+import { get, key } from "./api.js";
 import { button, h, keyed, put, text } from "./dom.js";
 import { count, counted, percent, since } from "./format.js";
 import { follow, isFinal } from "./live.js";
@@ -159,7 +159,9 @@ function makeRow(job) {
     mark.show(fresh);
     bar.show(fresh);
     text(ahead, outlook(fresh));
-    text(done, isFinal(fresh) && fresh.state === "done" ? [counted(fresh.total, "image"), pace(fresh)].filter(Boolean).join(" · ") : `${inWords(fresh)} · ${percent(fresh.counts.stored, fresh.total)} %`);
+    const whole = [counted(fresh.total, "image"), pace(fresh)].filter(Boolean).join(" · ");
+    const part = `${inWords(fresh)} · ${percent(fresh.counts.stored, fresh.total)} %`;
+    text(done, fresh.state === "done" ? whole : part);
     showCovers(covers, seen.covers, fresh);
   };
   return row;
@@ -209,18 +211,21 @@ function nothingFound() {
 function nothingYet() {
   const models = farm.models.filter((model) => model.available).map((model) => model.id);
   const model = models[0] ?? farm.models[0]?.id ?? "scenes";
-  const address = new URL("v1/jobs", document.baseURI).href;
+  const shortcut = h("kbd", { "aria-hidden": "true" }, "n");
+  const begin = h("a", { class: "button primary", href: "#/new" }, "Write the first job", shortcut);
+  const command = [
+    `curl ${new URL("v1/jobs", document.baseURI).href}`,
+    ...(key() ? ['-H "Authorization: Bearer $FARM_API_KEY"'] : []),
+    "-H 'Content-Type: application/json'",
+    `-d '{"model": "${model}", "prompts": ["a red heart left of a green house at night"]}'`,
+  ];
   return h(
     "div",
     { class: "empty" },
     h("p", { class: "lead" }, "Nothing has been asked of this farm yet."),
     h("p", {}, "Write a prompt a line, choose how many images of each, and watch them come."),
-    h("p", { class: "needs-submit" }, h("a", { class: "button primary", href: "#/new" }, "Write the first job", h("kbd", {}, "n"))),
+    h("p", { class: "needs-submit" }, begin),
     h("p", { class: "faint" }, "Or from a terminal:"),
-    h(
-      "pre",
-      { tabIndex: 0 },
-      `curl ${address} -H 'Content-Type: application/json' \\\n  -d '{"model": "${model}", "prompts": ["a red heart left of a green house at night"]}'`,
-    ),
+    h("pre", { tabIndex: 0 }, command.join(" \\\n  ")),
   );
 }

@@ -8,9 +8,18 @@ let dialog = null;
 /** Ask for a key until the farm takes one; `then` is called with it in place. */
 export function askForKey(then) {
   if (dialog) return;
-  const input = h("input", { type: "password", id: "key", name: "key", autocomplete: "current-password", required: true, spellcheck: "false" });
+  const input = h("input", {
+    type: "password",
+    id: "key",
+    name: "key",
+    autocomplete: "current-password",
+    required: true,
+    spellcheck: "false",
+  });
   const stay = h("input", { type: "checkbox", id: "stay" });
-  const problem = h("p", { class: "problem", role: "alert", hidden: !key() }, key() ? "The farm does not take this key any more." : "");
+  const wasIn = key() !== null;
+  const problem = h("p", { class: "problem", role: "alert", hidden: !wasIn });
+  text(problem, wasIn ? "The farm does not take this key any more." : "");
   const submit = async (event) => {
     event.preventDefault();
     const secret = input.value.trim();

@@ -19,7 +19,10 @@ const ROUTES = [
   [/^#?\/?$/, () => ["jobs", jobsView, {}]],
   [/^#\/new$/, () => ["new", submitView, {}]],
   [/^#\/farm$/, () => ["farm", farmView, {}]],
-  [/^#\/jobs\/([\w-]+)(?:\/(\d+))?$/, ([, id, index]) => [`jobs/${id}`, jobView, { id, index: index === undefined ? null : Number(index) }]],
+  [
+    /^#\/jobs\/([\w-]+)(?:\/(\d+))?$/,
+    ([, id, index]) => [`jobs/${id}`, jobView, { id, index: index ? Number(index) : null }],
+  ],
 ];
 
 let session = new AbortController(); // ends when somebody signs in or out
@@ -53,7 +56,8 @@ function destination() {
 }
 
 function noneView(root) {
-  put(root, h("div", { class: "empty" }, h("p", { class: "lead" }, "There is nothing at this address."), h("a", { class: "button", href: "#/" }, "All jobs")));
+  const words = h("p", { class: "lead" }, "There is nothing at this address.");
+  put(root, h("div", { class: "empty" }, words, h("a", { class: "button", href: "#/" }, "All jobs")));
 }
 
 function title(words) {
@@ -66,19 +70,31 @@ function title(words) {
 const pace = h("a", { href: "#/farm", class: "pace-now", hidden: true });
 const tenant = h("span", { class: "tenant" });
 const account = h("span", { class: "account" });
-const look = h("button", { type: "button", class: "button quiet", on: { click: turnTheme } }, icon("half"), h("span", { class: "unseen" }));
+const look = h(
+  "button",
+  { type: "button", class: "button quiet", on: { click: turnTheme } },
+  icon("half"),
+  h("span", { class: "unseen" }),
+);
 
 function makeHead() {
+  const logo = h("i", { class: "logo", "aria-hidden": "true" }, h("i"), h("i"), h("i"), h("i"));
   put(
     document.getElementById("top"),
-    h("a", { class: "home-link", href: "#/" }, h("i", { class: "logo", "aria-hidden": "true" }, h("i"), h("i"), h("i"), h("i")), NAME),
+    h("a", { class: "home-link", href: "#/" }, logo, NAME),
     h("nav", { "aria-label": "Views" }, h("a", { href: "#/" }, "Jobs"), h("a", { href: "#/farm" }, "Farm")),
     h("span", { class: "gap" }),
     pace,
     tenant,
     account,
     look,
-    h("a", { class: "button primary needs-submit", href: "#/new", "aria-keyshortcuts": "n" }, icon("plus"), h("span", {}, "New job"), h("kbd", { "aria-hidden": "true" }, "n")),
+    h(
+      "a",
+      { class: "button primary needs-submit", href: "#/new", "aria-keyshortcuts": "n" },
+      icon("plus"),
+      h("span", {}, "New job"),
+      h("kbd", { "aria-hidden": "true" }, "n"),
+    ),
   );
   showTheme();
 }
@@ -115,7 +131,8 @@ reach.addEventListener("away", ({ detail: problem }) => {
   const retry = button("Try now", { kind: "quiet", press: () => reach.dispatchEvent(new Event("back")) });
   if (notice.dataset.tells === problem.title) return;
   notice.dataset.tells = problem.title;
-  put(notice, h("b", {}, problem.title), h("span", {}, `${problem.message}. Trying again; what is being rendered goes on.`), retry);
+  const words = `${problem.message}. Trying again; what is being rendered goes on.`;
+  put(notice, h("b", {}, problem.title), h("span", {}, words), retry);
 });
 reach.addEventListener("back", () => {
   delete notice.dataset.tells;

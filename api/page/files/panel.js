@@ -7,6 +7,7 @@ import { farm, history, mostLikelyFirst, pulse } from "./pulse.js";
 
 const SPAN_S = 15;
 const SPANS = 60;
+const EXTRAS = { joules_per_image: "joules an image", price_per_1000_images: "price of 1,000" };
 
 /** Make the column; it keeps itself fresh until `signal` is aborted. */
 export function farmPanel(signal) {
@@ -87,13 +88,16 @@ function figures() {
     text(pace, told.value);
     text(unit, told.unit);
     const recent = minute.images ? minute : total["5m"];
-    const values = [short(queued_images), short(rendering_images), number(recent.gpu_s_per_image), number(recent.mean_seat_occupancy, 2)];
+    const each = [number(recent.gpu_s_per_image), number(recent.mean_seat_occupancy, 2)];
+    const values = [short(queued_images), short(rendering_images), ...each];
     rows.forEach(([value], i) => text(value, values[i]));
   };
   return box;
 }
 
 function windowTable() {
+  const columns = ["", "last minute", "5 minutes", "hour", "GPU s an image", "seats taken", ...Object.values(EXTRAS)];
+  const heads = columns.map((name) => h("th", { scope: "col" }, name));
   const body = h("tbody");
   const table = h(
     "div",
@@ -102,13 +106,18 @@ function windowTable() {
       "table",
       {},
       h("caption", { class: "unseen" }, "Rates of the farm, its models and its workers"),
-      h("thead", {}, h("tr", {}, ["", "last minute", "5 minutes", "hour", "GPU s an image", "seats taken"].map((name) => h("th", { scope: "col" }, name)))),
+      h("thead", {}, h("tr", {}, heads)),
       body,
     ),
   );
   table.show = () => {
     const { total, by_model, by_worker } = farm.throughput;
     const lines = [["all", total], ...Object.entries(by_model), ...Object.entries(by_worker)];
+    // What no card measures, and what has no price, has no column.
+    const extras = Object.keys(EXTRAS).filter((name) => lines.some(([, windows]) => windows["1h"][name] !== null));
+    Object.keys(EXTRAS).forEach((name, i) => {
+      heads.at(i - Object.keys(EXTRAS).length).hidden = !extras.includes(name);
+    });
     put(
       body,
       lines.map(([name, windows]) =>
@@ -119,6 +128,7 @@ function windowTable() {
           ["1m", "5m", "1h"].map((window) => h("td", {}, tell(windows[window].images_per_s))),
           h("td", {}, number(windows["5m"].gpu_s_per_image)),
           h("td", {}, number(windows["5m"].mean_seat_occupancy, 2)),
+          extras.map((name) => h("td", {}, number(windows["1h"][name]))),
         ),
       ),
     );
@@ -163,7 +173,8 @@ function makeWorker() {
     showSeats(seats, worker);
     const own = farm.throughput.by_worker[worker.node]?.["1m"];
     const pace = own ? rate(own.images_per_s) : null;
-    text(holds, [worker.resident.join(", ") || "no model loaded yet", pace && `${pace.value} ${pace.unit}`].filter(Boolean).join(" · "));
+    const loaded = worker.resident.join(", ") || "no model loaded yet";
+    text(holds, pace ? `${loaded} · ${pace.value} ${pace.unit}` : loaded);
     keyed(gauges, gaugesOf(worker), (gauge) => gauge.name, makeGauge, (node, gauge) => node.show(gauge));
     text(fine, finePrint(worker));
   };
@@ -179,14 +190,20 @@ function showSeats(place, worker) {
   attribute(place, "aria-label", `${worker.running} of ${seats} seats taken`);
 }
 
+/** What a card tells of itself; what it does not is left out. */
 function gaugesOf({ gpu }) {
   if (!gpu) return [];
-  const memory = gpu.memory_total_bytes ? gpu.memory_used_bytes / gpu.memory_total_bytes : null;
+  const { utilisation, memory_used_bytes: used, memory_total_bytes: all, temperature_c, power_w } = gpu;
+  const known = (value, words) => ((value ?? null) === null ? null : words());
   return [
-    { name: "busy", share: gpu.utilisation, words: gpu.utilisation === null ? null : `${Math.round(gpu.utilisation * 100)} %` },
-    { name: "memory", share: memory, words: memory === null ? null : `${bytes(gpu.memory_used_bytes)} of ${bytes(gpu.memory_total_bytes)}` },
-    { name: "temperature", share: gpu.temperature_c / 100, words: gpu.temperature_c === null ? null : `${Math.round(gpu.temperature_c)} °C` },
-    { name: "power", share: null, words: gpu.power_w === null ? null : `${Math.round(gpu.power_w)} W` },
+    { name: "busy", share: utilisation, words: known(utilisation, () => `${Math.round(utilisation * 100)} %`) },
+    { name: "memory", share: used / all, words: known(all, () => `${bytes(used)} of ${bytes(all)}`) },
+    {
+      name: "temperature",
+      share: temperature_c / 100,
+      words: known(temperature_c, () => `${Math.round(temperature_c)} °C`),
+    },
+    { name: "power", share: null, words: known(power_w, () => `${Math.round(power_w)} W`) },
   ].filter((gauge) => gauge.words);
 }
 
@@ -231,7 +248,9 @@ function showModels(place) {
         ? `${counted(model.num_workers, "worker")}, on ${model.num_workers_resident} now`
         : "nobody serves it";
       const { defaults } = model;
-      text(node.lastChild, `${model.family} · ${defaults.width} × ${defaults.height} · ${defaults.num_inference_steps} steps · ${served}`);
+      const size = `${defaults.width} × ${defaults.height}`;
+      const steps = counted(defaults.num_inference_steps, "step");
+      text(node.lastChild, [model.family, size, steps, served].join(" · "));
     },
   );
 }

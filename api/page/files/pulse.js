@@ -67,8 +67,9 @@ export function history(spans, span_s, now = Date.now()) {
     }
   }
   return sums.map((sum, i) => {
-    if (sum !== null) return { value: sum / Math.min(span_s, elapsed_s(end - (spans - i) * span_ms, now)), isMean: false };
-    const age_s = ((farm.before?.at ?? 0) - (end - (spans - i - 0.5) * span_ms)) / 1000;
+    const start = end - (spans - i) * span_ms;
+    if (sum !== null) return { value: sum / Math.min(span_s, elapsed_s(start, now)), isMean: false };
+    const age_s = ((farm.before?.at ?? 0) - start) / 1000 - span_s / 2;
     const mean = age_s >= 0 ? farm.before?.spans.find(([limit]) => age_s <= limit) : null;
     return { value: mean ? mean[1] : null, isMean: true };
   });

@@ -2,34 +2,13 @@
 
 import { Problem, ask } from "./api.js";
 import { attribute, button, h, put, say, text } from "./dom.js";
+import { draft, keep } from "./draft.js";
+import { CHOICES, NUMBERS, makeFields } from "./fields.js";
 import { count, counted, duration, number } from "./format.js";
 import { farm, mostLikelyFirst, pulse, refreshModels } from "./pulse.js";
 
-const DRAFT = "farm.draft";
 const SMALL_PX = 512;
-const NUMBERS = ["num_images_per_prompt", "seed", "width", "height", "num_inference_steps", "guidance_scale"];
-const CHOICES = { priority: "normal", reproducibility: "fast" };
 const TEMPLATE = /\{[^{}]*\|[^{}]*\}|\{\d|__[\w*/-]+__/; // what another mode of templates would read as one
-const FORMATS = ["png", "jpeg", "webp", "avif"];
-
-let draft = restored();
-
-/** Fill the form with a job's body, such as the one that makes an image again. */
-export function fillForm(body) {
-  const { prompts, output = {}, ...rest } = body;
-  const own = new Set(["model", "negative_prompt", "scheduler", ...NUMBERS, ...Object.keys(CHOICES)]);
-  const isShown = (name) => own.has(name);
-  draft = {
-    prompts: prompts.map((prompt) => (typeof prompt === "string" ? prompt : prompt.prompt).replaceAll("\n", " ")).join("\n"),
-    ...Object.fromEntries(Object.entries(rest).filter(([name]) => isShown(name)).map(([name, value]) => [name, String(value)])),
-    format: output.format ?? "png",
-    also: {
-      ...Object.fromEntries(Object.entries(rest).filter(([name, value]) => !isShown(name) && !(name === "clip_skip" && value === 0))),
-    },
-    output: Object.fromEntries(Object.entries(output).filter(([name]) => name !== "format" && name !== "thumbnail_px")),
-  };
-  keep();
-}
 
 /** Show the form in `root`. */
 export function submitView(root, { title, signal }) {
@@ -40,7 +19,8 @@ export function submitView(root, { title, signal }) {
   const preview = h("div", { class: "preview", "aria-live": "polite" });
   const also = h("div", { class: "also" });
   const look = button("Preview", { press: showPreview });
-  const go = h("button", { type: "submit", class: "button primary" }, "Render", h("kbd", { "aria-hidden": "true" }, "Ctrl ↵"));
+  const shortcut = h("kbd", { "aria-hidden": "true" }, "Ctrl ↵");
+  const go = h("button", { type: "submit", class: "button primary" }, "Render", shortcut);
   const form = h(
     "form",
     { class: "job-form", novalidate: true, on: { submit, input: changed, change: changed, keydown: onKey } },
@@ -50,9 +30,7 @@ export function submitView(root, { title, signal }) {
       fields.prompts.element,
       fields.negative_prompt.element,
       also,
-      problem,
-      h("div", { class: "actions" }, go, look, summary),
-      preview,
+      h("div", { class: "send" }, problem, h("div", { class: "actions" }, go, look, summary), preview),
     ),
     h(
       "div",
@@ -74,7 +52,8 @@ export function submitView(root, { title, signal }) {
     ),
   );
   put(root, h("div", { class: "tools" }, h("h1", {}, "New job")), form);
-  if (Object.entries(CHOICES).some(([name, usual]) => (draft[name] ?? usual) !== usual) || draft.label) form.querySelector("details").open = true;
+  const isUsual = Object.entries(CHOICES).every(([name, usual]) => (draft[name] ?? usual) === usual);
+  form.querySelector("details").open = !isUsual || Boolean(draft.label);
   let repeatable = { body: null, key: null };
 
   function showModels() {
@@ -82,7 +61,7 @@ export function submitView(root, { title, signal }) {
     const models = mostLikelyFirst(farm.models);
     put(
       fields.model.input,
-      models.map((model) => h("option", { value: model.id }, model.available ? model.id : `${model.id} (no worker serves it)`)),
+      models.map(({ id, available }) => h("option", { value: id }, available ? id : `${id} (no worker serves it)`)),
     );
     if (models.some((model) => model.id === chosen)) fields.model.input.value = chosen;
     fitModel();
@@ -130,16 +109,17 @@ export function submitView(root, { title, signal }) {
     const mode = fields.template.input.value;
     const hasTemplate = prompts.some((prompt) => TEMPLATE.test(prompt));
     fields.template.element.hidden = !hasTemplate && mode === "off";
-    if (!prompts.length) text(summary, "");
-    else if (mode === "combinatorial" && hasTemplate) text(summary, "as many images as the templates say: Preview tells");
-    else text(summary, `${counted(prompts.length, "prompt")} × ${count(each)} = ${counted(prompts.length * each, "image")}`);
+    const total = counted(prompts.length * each, "image");
+    const product = `${counted(prompts.length, "prompt")} × ${count(each)} = ${total}`;
+    const isOpen = mode === "combinatorial" && hasTemplate;
+    text(summary, isOpen ? "as many images as the templates say: Preview tells" : prompts.length ? product : "");
   }
 
   const lines = () => fields.prompts.input.value.split("\n").map((line) => line.trim()).filter(Boolean);
 
   function body() {
     const model = chosenModel();
-    const size = Math.max(...["width", "height"].map((name) => Number(fields[name].input.value) || model?.defaults[name] || 0));
+    const sideOf = (name) => Number(fields[name].input.value) || model?.defaults[name] || 0;
     const job = { model: fields.model.input.value, prompts: lines(), ...draft.also };
     for (const name of NUMBERS) {
       const given = fields[name].input.value.trim();
@@ -154,7 +134,7 @@ export function submitView(root, { title, signal }) {
     if (fields.template.input.value !== "off") job.template = { mode: fields.template.input.value };
     job.output = { ...draft.output, format: fields.format.input.value };
     // A sheet of large pictures is megabytes a screen; of small ones it is not.
-    if (size > SMALL_PX) job.output.thumbnail_px = 320;
+    if (Math.max(sideOf("width"), sideOf("height")) > SMALL_PX) job.output.thumbnail_px = 320;
     if (fields.label.input.value.trim()) job.labels = { name: fields.label.input.value.trim() };
     return job;
   }
@@ -276,62 +256,6 @@ export function submitView(root, { title, signal }) {
   fields.prompts.input.focus();
 }
 
-// -- fields
-
-function makeFields() {
-  const of = (name, label, input, hint = "") => makeField(name, label, input, hint);
-  const numeric = (props) => h("input", { type: "number", inputmode: "numeric", autocomplete: "off", ...props });
-  const choice = (values) => h("select", {}, values.map(([value, label]) => h("option", { value }, label ?? value)));
-  return {
-    prompts: of("prompts", "Prompts, one a line", h("textarea", { rows: 9, spellcheck: "true", placeholder: "a red heart left of a green house at night" })),
-    negative_prompt: of("negative_prompt", "Negative prompt", h("textarea", { rows: 2, placeholder: "what should not be there" })),
-    model: of("model", "Model", h("select")),
-    num_images_per_prompt: of("num_images_per_prompt", "Images of each", numeric({ min: 1, placeholder: "1" })),
-    seed: of("seed", "Seed", numeric({ min: -1, placeholder: "drawn" }), "counts up by image"),
-    width: of("width", "Width", numeric()),
-    height: of("height", "Height", numeric()),
-    num_inference_steps: of("num_inference_steps", "Steps", numeric({ min: 1 })),
-    guidance_scale: of("guidance_scale", "Guidance", numeric({ min: 0, max: 100, step: "any", inputmode: "decimal" })),
-    scheduler: of("scheduler", "Scheduler", h("select")),
-    template: of(
-      "template",
-      "Templates",
-      choice([
-        ["off", "off: braces are braces"],
-        ["random", "random: one prompt drawn of each"],
-        ["combinatorial", "combinatorial: all that each can say"],
-      ]),
-      "{a|b} and __wildcard__ in prompts",
-    ),
-    format: of("format", "Format", choice(FORMATS.map((name) => [name]))),
-    priority: of("priority", "Priority", choice([["normal"], ["interactive"], ["bulk"]])),
-    reproducibility: of("reproducibility", "Reproducibility", choice([["fast", "fast: the last bits may differ"], ["invariant", "invariant: always the same bytes"]])),
-    label: of("label", "Name of the job", h("input", { type: "text", maxlength: 256, placeholder: "yours to choose" })),
-  };
-}
-
-function makeField(name, label, input, hint) {
-  const id = `field-${name}`;
-  const note = h("span", { class: "hint", id: `${id}-note` }, hint);
-  attribute(input, "id", id);
-  attribute(input, "name", name);
-  attribute(input, "aria-describedby", note.id);
-  const element = h("div", { class: `field field-${name}` }, h("label", { htmlFor: id }, label), input, note);
-  let isBlamed = false;
-  return {
-    element,
-    input,
-    hint: note,
-    blame(message) {
-      if (message === null && !isBlamed) return;
-      isBlamed = message !== null;
-      text(note, message ?? hint);
-      element.classList.toggle("is-wrong", isBlamed);
-      attribute(input, "aria-invalid", isBlamed ? "true" : null);
-    },
-  };
-}
-
 // -- what a preview tells
 
 function describe({ num_images, num_prompts, prompts, cost, images_ahead, workers, eta_s }) {
@@ -344,29 +268,14 @@ function describe({ num_images, num_prompts, prompts, cost, images_ahead, worker
     cost.price !== null && `at a price of ${number(cost.price, 2)}`,
     workers === 0 && "no worker serves this model now",
   ];
+  const more = num_prompts - prompts.length;
   return [
     h("p", {}, figures.filter(Boolean).join(" · ")),
     h("ol", {}, prompts.map((each) => h("li", {}, each.prompt, h("span", { class: "faint" }, ` seed ${each.seed}`)))),
-    num_prompts > prompts.length && h("p", { class: "faint" }, `and ${counted(num_prompts - prompts.length, "more prompt")}`),
+    more > 0 && h("p", { class: "faint" }, `and ${counted(more, "more prompt")}`),
   ];
 }
 
 function newKey() {
   return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
-function keep() {
-  try {
-    sessionStorage.setItem(DRAFT, JSON.stringify(draft));
-  } catch {
-    // Not kept: a reload begins with an empty form.
-  }
-}
-
-function restored() {
-  try {
-    return { also: {}, ...JSON.parse(sessionStorage.getItem(DRAFT)) };
-  } catch {
-    return { also: {} };
-  }
 }
