@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _JOBS_LOOKED_AT: Final = 100
 _JOBS_MEASURED: Final = 8
+_PROMPTS_LOOKED_AT: Final = 64  # of each
 _PRIORITIES: Final = list(Priority)  # the first is served first
 
 
@@ -81,7 +82,7 @@ def _images_ahead(ledger: Ledger, job: ExpandedJob) -> dict[str, int]:
 def _gpu_s_per_work(ledger: Ledger, model: str) -> float | None:
     """Return the GPU seconds of a megapixel step in the latest jobs of a model; None where it has none.
 
-    A job is taken for as many images like its first prompt: nearly all are.
+    Of a job's images, those of its first prompts stand for all: what was stored of it may be any of them.
     """
     spent_s = done = 0.0
     found = 0
@@ -89,9 +90,9 @@ def _gpu_s_per_work(ledger: Ledger, model: str) -> float | None:
         rendered = status.counts.stored - status.reused
         if status.header.model != model or rendered <= 0 or status.gpu_s <= 0:
             continue
-        (first,) = ledger.entries(status.header.id, 0, 0)
+        entries = ledger.entries(status.header.id, 0, _PROMPTS_LOOKED_AT - 1)
         spent_s += status.gpu_s
-        done += rendered * work_of(first)
+        done += rendered * work_of_all(entries) / sum(entry.num_images for entry in entries)
         found += 1
         if found == _JOBS_MEASURED:
             break
