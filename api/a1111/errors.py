@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.dialects import Render
 from api.problems import (
     BODY_TOO_LARGE,
-    BROKEN,
     FORBIDDEN,
     INVALID_REQUEST,
     LEDGER_DOWN,
@@ -30,7 +29,7 @@ from api.problems import (
 )
 from api.rendering import NO_WORKER, RENDER_FAILED, TOOK_TOO_LONG
 
-READING: Final = (INVALID_REQUEST, LEDGER_DOWN, BROKEN)
+READING: Final = (INVALID_REQUEST, LEDGER_DOWN)
 """What an endpoint may answer that asks the ledger."""
 
 WITH_BODY: Final = (MALFORMED_JSON, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE)

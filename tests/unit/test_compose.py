@@ -243,6 +243,7 @@ def test_defaults_in_env_example_are_those_of_the_settings() -> None:
     examples = {"FARM_CATALOG_FILE", "FARM_INPUT_HOSTS", "FARM_WORKER_MODELS", "FARM_S3_PUBLIC_ENDPOINT"}
     examples |= {"FARM_WEBHOOK_SECRET", "FARM_WEBHOOK_ALLOW_PRIVATE", "FARM_PRECISION"}
     examples |= {"FARM_GPU_HOUR_PRICE", "FARM_METRICS_KEY", "FARM_OTLP_ENDPOINT", "FARM_OPENAI_MODEL"}
+    examples |= {"FARM_A1111_MODEL", "FARM_STYLES_FILE"}
     examples |= {"FARM_ALLOWED_HOSTS", "FARM_CORS_ORIGINS", "FARM_WILDCARDS_DIR"}
     examples |= {"FARM_AUTH"}  # compose has a default of its own
     shown = {name for name, (_, live) in env_example().items() if name.startswith("FARM_") and not live}
