@@ -110,6 +110,16 @@ class Batch(BaseModel):
     metadata: dict[str, str] | None
 
 
+class BatchList(BaseModel):
+    """A page of batches."""
+
+    object: Literal["list"] = "list"
+    data: list[Batch]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
 def batch_as_it_stands(record: BatchRecord, job: JobStatus | None, *, now: float) -> Batch:
     """Return a batch; `job` is its ledger job, None where the ledger has none, or the record alone tells."""
     status = _status_of(record, job, now)

@@ -25,6 +25,7 @@ from api.openai.batch_records import (
     FINAL,
     PREFIX,
     Batch,
+    BatchList,
     BatchRecord,
     batch_as_it_stands,
     batch_of_job,
@@ -97,16 +98,6 @@ class BatchesQuery(BaseModel):
 
     after: str | None = Field(None, max_length=64, description="Only batches older than this id.")
     limit: int = Field(20, ge=1, le=100, description="Batches on a page.")
-
-
-class BatchList(BaseModel):
-    """A page of batches."""
-
-    object: Literal["list"] = "list"
-    data: list[Batch]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 @router.post(
