@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 from typing import Final
 from urllib.parse import quote
 
@@ -25,18 +26,29 @@ _MAX_PATH_CHARS: Final = 200
 _OUTCOMES: Final = {2: "done", 3: "done", 4: "refused", 5: "failed"}
 
 
+_at_hand: ContextVar[Note | None] = ContextVar("note", default=None)
+
+
+def note_made(path: str) -> None:
+    """Note what the request at hand has made, where its answer has no `Location` that tells; nothing without one."""
+    note = _at_hand.get()
+    if note is not None:
+        note.made = path
+
+
 class Note:
-    """What is to be told of one request."""
+    """What is to be told of one request. Threads that work for it find it by `note_made`."""
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        self._made = ""
+        self.made = ""
+        _at_hand.set(self)
 
     def read(self, start: Message) -> None:
         """Read from an answer's beginning where that lies which was made."""
         # Up to the query: a signed URL is a secret.
         location = Headers(raw=start["headers"]).get("location", "")
-        self._made = location.partition("?")[0]
+        self.made = self.made or location.partition("?")[0]
 
     def write(self, status: int) -> None:
         """Log the line."""
@@ -44,8 +56,7 @@ class Note:
         caller: Caller | None = getattr(request.state, "caller", None)
         route, path = request.scope.get("route"), quote(request.scope["path"])[:_MAX_PATH_CHARS]
         who = "nobody" if caller is None else caller.identity
-        # Endpoints that make something whose place is in no header say so: `request.state.made = job_id`.
-        target = getattr(request.state, "made", "") or self._made or path
+        target = self.made or path
         what = getattr(route, "name", f"{request.method} {path}")
         outcome = "denied" if status in DENIED else _OUTCOMES.get(status // 100, "failed")
         log.info(

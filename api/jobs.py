@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 
+from api.audit import note_made
 from api.batches.cells import JOB_PARAMETERS
 from api.batches.forms import Sent, job_asked, read_sent
 from api.batches.places import told_by
@@ -159,6 +160,7 @@ def accept(
     if not opened.created:
         return farm.ledger.job(opened.id), False
     note_job(opened.id)
+    note_made(f"/v1/jobs/{opened.id}")
     extra = {"action": "job_accepted", "job": opened.id, "model": spec.model, "images": job.header.total}
     log.info("Accepted %s: %d images of %s", opened.id, job.header.total, spec.model, extra=extra)
     return _fresh(job.header), True

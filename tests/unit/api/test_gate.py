@@ -6,8 +6,12 @@ import logging
 from contextlib import nullcontext
 
 import pytest
+from fastapi import Response
+from fastapi.concurrency import run_in_threadpool
+from starlette.testclient import TestClient
 
 from api.app import create_app
+from api.audit import note_made
 from api.credentials import new_key
 from api.gate import Gate, is_public, needed_scope
 from api.keyring import OpenedBy
@@ -161,6 +165,26 @@ def test_refusals_stand_in_the_audit_log(closed, audited):
     assert (nobody.who, nobody.tenant, nobody.status, nobody.outcome) == ("nobody", None, 401, "denied")
     assert (nobody.what, nobody.client) == ("GET /v1/keys", "testclient")
     assert (metrics.who, metrics.status, metrics.outcome) == ("key:metrics", 403, "denied")
+
+
+def test_what_was_made_is_told_though_no_header_does(audited):
+    """OpenAI's and A1111's answers name no job; the thread that opened it does."""
+
+    async def endpoint(scope, receive, send):
+        if scope["path"].endswith("img"):
+            await run_in_threadpool(note_made, "/v1/jobs/job_x")
+        await Response("ok")(scope, receive, send)
+
+    client = offline_api()
+    gated = Gate(endpoint, settings=Settings())
+
+    async def app(scope, receive, send):
+        await gated({**scope, "app": client.app}, receive, send)
+
+    other = TestClient(app)
+    other.post("/sdapi/v1/txt2img")
+    other.post("/sdapi/v1/interrupt")
+    assert [line.target for line in audited()] == ["/v1/jobs/job_x", "/sdapi/v1/interrupt"]
 
 
 def test_what_fails_for_want_of_a_server_is_told_as_failed(closed, audited):
