@@ -24,7 +24,7 @@ from api.jobs import accept
 from api.one_job import hint_workers
 from api.parts import Parts
 from api.problems import HttpProblem, Kind
-from farm.errors import FarmError, UnknownJob
+from farm.errors import FarmError, LedgerDown, UnknownJob
 from farm.jobs import JobState, UnitState, new_job_id
 from farm.ledger import ImageStatus, JobStatus
 from farm.requests import JobSpec
@@ -141,7 +141,11 @@ async def _settled(farm: Parts, job: JobStatus, request: Request, *, limit_s: fl
                     f"not ready within {limit_s:g} s; larger work is for POST /v1/jobs, which nobody has to wait for",
                     headers={"Retry-After": str(_RETRY_AFTER_S)},
                 )
-            if await run_in_threadpool(is_served, farm, model):
+            try:
+                is_alive = await run_in_threadpool(is_served, farm, model)
+            except LedgerDown:
+                is_alive = True  # nobody can tell; how long that is waited out is the watcher's business
+            if is_alive:
                 served_at = now
             elif now - served_at >= _PATIENCE_S:
                 raise _nobody(model)

@@ -10,12 +10,30 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from api.a1111.bodies import body_of, read_model
 from api.a1111.clients import Calling
 from api.a1111.errors import CHANGING, READING, WITH_BODY, documented
 from api.a1111.generation import default_model
+from api.a1111.listed import (
+    VAE,
+    ControlNetModels,
+    ControlNetModules,
+    ControlNetVersion,
+    Embedding,
+    Embeddings,
+    Lora,
+    Memory,
+    Named,
+    OptionChanges,
+    Pong,
+    PromptStyle,
+    Sampler,
+    Schedule,
+    Scripts,
+    SDModel,
+    Upscaler,
+)
 from api.a1111.options import MODEL, checked, shown
 from api.a1111.samplers import listed_samplers, listed_schedules
 from api.a1111.styles import load_styles
@@ -28,114 +46,6 @@ router = APIRouter(prefix="/sdapi/v1", tags=["a1111"])
 _SAFETENSORS: Final = ".safetensors"
 _MAX_LISTED: Final = 10_000  # files of a folder
 _MATRIX: Final = 2  # dimensions of an embedding
-
-
-class _Item(BaseModel):
-    model_config = ConfigDict(protected_namespaces=())
-
-
-class SDModel(_Item):
-    """A model of the catalog."""
-
-    title: str = Field(description="What sd_model_checkpoint takes.")
-    model_name: str
-    hash: str | None = Field(None, description="Always null: hashes are in the images' recipes.")
-    sha256: str | None = None
-    filename: str = Field(description="Where its weights come from.")
-    config: str | None = None
-
-
-class Sampler(_Item):
-    """A sampler."""
-
-    name: str
-    aliases: list[str]
-    options: dict[str, Any]
-
-
-class Schedule(_Item):
-    """A way to spread the steps."""
-
-    name: str
-    label: str
-    aliases: list[str] | None
-    default_rho: float
-    need_inner_model: bool
-
-
-class Upscaler(_Item):
-    """A way to enlarge pictures."""
-
-    name: str
-    model_name: str | None = None
-    model_path: str | None = None
-    model_url: str | None = None
-    scale: float
-
-
-class Named(_Item):
-    """Something with a name."""
-
-    name: str
-
-
-class Lora(_Item):
-    """A LoRA that `<lora:name:weight>` may name."""
-
-    name: str
-    alias: str
-    path: str
-    metadata: dict[str, Any] = {}
-
-
-class VAE(_Item):
-    """A VAE to choose; there are none, each model has its own."""
-
-    model_name: str
-    filename: str
-
-
-class PromptStyle(_Item):
-    """A style of the operator's styles.csv."""
-
-    name: str
-    prompt: str
-    negative_prompt: str
-
-
-class Embedding(_Item):
-    """A textual inversion that prompts may name."""
-
-    step: int | None = None
-    sd_checkpoint: str | None = None
-    sd_checkpoint_name: str | None = None
-    shape: int
-    vectors: int
-
-
-class Embeddings(_Item):
-    """Textual inversions by their words."""
-
-    loaded: dict[str, Embedding]
-    skipped: dict[str, Embedding] = Field(description="Files that are none, or pickled.")
-
-
-class Memory(_Item):
-    """Memory of the API's host, and of all GPUs of the farm together, in bytes."""
-
-    ram: dict[str, Any]
-    cuda: dict[str, Any]
-
-
-class Scripts(_Item):
-    """Scripts by name; `controlnet m2m` is how clients recognise that there is ControlNet."""
-
-    txt2img: list[str]
-    img2img: list[str]
-
-
-class OptionChanges(RootModel[dict[str, Any]]):
-    """Options to change, by A1111's names; the others stay."""
 
 
 @router.get("/sd-models", responses=documented(*READING), name="a1111_sd_models")
@@ -338,24 +248,6 @@ def reload_checkpoint(_client: Calling) -> dict[str, Any]:
 controlnet_router = APIRouter(prefix="/controlnet", tags=["a1111"])
 
 
-class ControlNetVersion(_Item):
-    """The version of the extension that this is like."""
-
-    version: int = 3
-
-
-class ControlNetModels(_Item):
-    """ControlNets of the catalog."""
-
-    model_list: list[str]
-
-
-class ControlNetModules(_Item):
-    """Preprocessors."""
-
-    module_list: list[str]
-
-
 @controlnet_router.get("/version", responses=documented(*READING), name="a1111_controlnet_version")
 def get_controlnet_version() -> ControlNetVersion:
     """Tell the version of the ControlNet extension that this is like."""
@@ -372,10 +264,6 @@ def list_controlnet_models(farm: Farm) -> ControlNetModels:
 def list_controlnet_modules() -> ControlNetModules:
     """List preprocessors: none, pictures come prepared."""
     return ControlNetModules(module_list=["none"])
-
-
-class Pong(_Item):
-    """Nothing."""
 
 
 ping_router = APIRouter(prefix="/internal", tags=["a1111"])
