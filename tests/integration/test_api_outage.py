@@ -44,11 +44,16 @@ def test_every_endpoint_is_503_while_redis_is_away_and_recovers(own_valkey):
             ("GET", "/v1/tenants/default"),
             ("PUT", "/v1/tenants/default"),
             ("POST", "/v1/tenants/default/cancel"),
+            ("POST", "/v1/keys"),
+            ("GET", "/v1/keys"),
+            ("GET", "/v1/keys/0123456789"),
+            ("PATCH", "/v1/keys/0123456789"),
+            ("DELETE", "/v1/keys/0123456789"),
             ("GET", "/v1/throughput"),
             ("GET", "/v1/workers"),
             ("GET", "/v1/models"),
         ):
-            answer = api.request(method, path, json={"/v1/jobs": JOB, "/v1/tenants/default": {}}.get(path))
+            answer = api.request(method, path, json=JOB if path == "/v1/jobs" else {})
             assert answer.status_code == 503, (method, path)
             assert answer.json()["type"] == "urn:diffusion-farm:problem:ledger-down"
             assert answer.headers["content-type"] == "application/problem+json"
