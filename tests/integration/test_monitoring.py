@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from api.app import create_app
 from api_client import Api, api_settings, heartbeat
 from farm.ledger import Gpu
-from farm.tracing import trace_id_of, traces_to
+from farm.telling import traces_to
+from farm.tracing import trace_id_of
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "diffusion-farm.json").read_text(encoding="utf-8"))

@@ -12,8 +12,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
+from farm.errors import Fatal
 from farm.settings import Settings
-from farm.tracing import OFF, Span, make_traces, trace_id_of, traces_to
+from farm.telling import traces_to
+from farm.tracing import OFF, Span, make_traces, trace_id_of
 
 JOB = "job_01m823mngen94670qtep"
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -162,7 +164,7 @@ def test_a_collector_is_told_over_http(collector, monkeypatch, by):
 
 def test_a_collector_that_hangs_holds_nobody_up(collector, monkeypatch):
     """Spans are taken and the farewell ends while it still has not answered the first of them."""
-    monkeypatch.setattr("farm.tracing._FAREWELL_S", 0.2)
+    monkeypatch.setattr("farm.telling._FAREWELL_S", 0.2)
     collector.answers.clear()
     traces = make_traces(Settings(otlp_endpoint=f"http://127.0.0.1:{collector.server_port}"), "worker", environment={})
     for _ in range(600):  # more than one request takes: the exporter begins
@@ -172,3 +174,10 @@ def test_a_collector_that_hangs_holds_nobody_up(collector, monkeypatch):
     assert not collector.answers.is_set()
     assert len(collector.received) == 1
     collector.answers.set()
+
+
+def test_whoever_wants_traces_and_has_no_opentelemetry_is_told_what_to_install(monkeypatch):
+    """A farm that silently told nobody would be found out when its traces are needed."""
+    monkeypatch.setitem(sys.modules, "farm.telling", None)
+    with pytest.raises(Fatal, match=r"diffusion-farm\[tracing\]"):
+        make_traces(Settings(otlp_endpoint="http://collector:4318"), "api", environment={})
