@@ -27,7 +27,7 @@ MAX_CHARS: Final = 8_000
 MAX_NESTED: Final = 8
 """Wildcards and variables within one another."""
 
-_MAX_STEPS: Final = 2_000_000
+_MAX_STEPS: Final = 4_000_000
 """Nodes looked at for one job: seconds of a thread at worst, and a thousandth of that for most."""
 _CHARS_PER_STEP: Final = 64
 _MAX_COUNTED: Final = 16  # of options taken at once: from here on there are too many ways in any case

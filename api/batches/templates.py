@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from api.batches.grammar import Node, Text, is_template, parse
 from api.batches.sampling import CEILING, Sampler, rng_of
 from api.batches.wildcards import Wildcards
 from farm.errors import Refused
 from farm.requests import JobSpec, PromptSpec, TemplateSpec
+
+_MAX_MARKS: Final = {"{|": 200_000, "}_$\\<": 1_000_000}
+"""Characters of a job's templates that are looked at one by one; those of the first kind make nodes of a tree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,10 @@ def templated(
     """
     ask = spec.template
     sampler = Sampler(wildcards)
-    templates = [_template_of(spec, place) for place in range(len(spec.prompts))]
+    _check_marks(spec)
+    # A negative prompt is mostly that of all prompts, and read once.
+    trees: dict[str, Node] = {}
+    templates = [_template_of(spec, place, trees) for place in range(len(spec.prompts))]
     numbers = [1 if each.is_plain else _num_prompts(each, ask, sampler) for each in templates]
     if (total := sum(numbers)) > max_prompts:
         raise Refused(
@@ -64,18 +71,35 @@ def templated(
             yield template.place, prompt
 
 
-def _template_of(spec: JobSpec, place: int) -> _Template:
+def _check_marks(spec: JobSpec) -> None:
+    """Refuse templates so full of marks that reading them would take seconds and a part of memory that tells."""
+    own = (each for each in spec.prompts if isinstance(each, PromptSpec))
+    texts = {each if isinstance(each, str) else each.prompt for each in spec.prompts}
+    texts |= {spec.negative_prompt, *(each.negative_prompt or "" for each in own)}
+    for marks, most in _MAX_MARKS.items():
+        if (number := sum(text.count(mark) for text in texts if is_template(text) for mark in marks)) > most:
+            told = " ".join(marks)
+            raise Refused(
+                f"the templates have {number:,} of the marks {told}, and {most:,} are the most; split the batch",
+                field="prompts",
+                value=number,
+                choices=[f"0 to {most}"],
+            )
+
+
+def _template_of(spec: JobSpec, place: int, trees: dict[str, Node]) -> _Template:
     given = spec.prompts[place]
     own = given if isinstance(given, PromptSpec) else PromptSpec.model_construct(prompt=given)
     field = f"prompts.{place}.prompt" if isinstance(given, PromptSpec) else f"prompts.{place}"
     has_own = own.negative_prompt is not None
     negative_text = own.negative_prompt if own.negative_prompt is not None else spec.negative_prompt
     negative_field = f"prompts.{place}.negative_prompt" if has_own else "negative_prompt"
-    with _placed(field):
-        text = parse(own.prompt) if is_template(own.prompt) else Text(own.prompt)
-    with _placed(negative_field):
-        negative = parse(negative_text) if is_template(negative_text) else None
-    return _Template(own, place, field, negative_field, text, negative)
+    for name, text in ((field, own.prompt), (negative_field, negative_text)):
+        if text not in trees:
+            with _placed(name):
+                trees[text] = parse(text) if is_template(text) else Text(text)
+    negative = trees[negative_text] if is_template(negative_text) else None
+    return _Template(own, place, field, negative_field, trees[own.prompt], negative)
 
 
 def _num_prompts(template: _Template, ask: TemplateSpec, sampler: Sampler) -> int:

@@ -19,7 +19,7 @@ from farm.ledger.codec import decode_header, encode_header
 def spec_of(**fields):
     """Return a job as a client sends it."""
     body = {"model": "scenes", "prompts": ["a {red|blue} {star|boat}"], **fields}
-    return parse_job_spec(json.dumps(body).encode(), max_prompts=100)
+    return parse_job_spec(json.dumps(body).encode(), max_prompts=1_000)
 
 
 def unfolded(*, folder=None, max_prompts=1_000, max_chars=10**6, **fields):
@@ -117,6 +117,16 @@ def test_what_does_not_unfold_is_refused_before_anything_is_made(fields, field, 
     with pytest.raises(Refused, match=reason) as raised:
         unfolded(**fields)
     assert raised.value.field == field
+
+
+@pytest.mark.parametrize("text", ["{a}" * 2_600, "{a|" + "b|" * 3_900 + "}", "{a}" + "$" * 7_900, "__a" + "_" * 7_900])
+def test_a_body_full_of_marks_is_refused_before_it_is_read(text, monkeypatch):
+    """Sixteen megabytes of braces would be a tree of gigabytes."""
+    monkeypatch.setattr("api.batches.templates.parse", None)
+    prompts = [f"{number}{text}" for number in range(150)]
+    with pytest.raises(Refused, match="marks") as raised:
+        unfolded(prompts=prompts, template={"mode": "random"})
+    assert raised.value.field == "prompts"
 
 
 def test_all_texts_together_have_a_bound():
