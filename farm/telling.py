@@ -1,4 +1,4 @@
-"""Spans told to an OpenTelemetry collector, by way of its SDK. The only file that knows it, and loaded only if wanted."""
+"""Spans told to an OpenTelemetry collector by way of its SDK. The only file that knows it; loaded only if wanted."""
 
 from __future__ import annotations
 
