@@ -15,6 +15,7 @@ import pytest
 import webuiapi
 from PIL import Image
 
+from api.credentials import new_key
 from api_process import Served, serving
 from farm.catalog import Catalog
 from farm.jobs import JobState
@@ -304,3 +305,15 @@ def test_who_hangs_up_cancels_the_pictures(farm):
         connection.close()
         wait_for(lambda: farm.ledger.job(job_id).state is JobState.CANCELLED, "the job to be cancelled")
     assert farm.client().get_progress()["state"]["job_count"] == 0
+
+
+def test_a_key_is_a_password_or_a_name(make_api):
+    """Where the farm asks for keys, Basic with one opens it, and nothing else does."""
+    key = new_key().token
+    api = make_api(auth="keys", operator_key=key)
+    assert api.get("/sdapi/v1/samplers", auth=("anybody", key)).status_code == 200
+    assert api.get("/sdapi/v1/samplers", auth=(key, "")).status_code == 200
+    refused = api.get("/sdapi/v1/samplers", auth=("anybody", "wrong"))
+    assert (refused.status_code, set(refused.json())) == (401, {"error", "detail", "body", "errors"})
+    api.post("/sdapi/v1/options", json={"samples_format": "jpg"}, auth=("ann", key))
+    assert api.get("/sdapi/v1/options", auth=("bob", key)).json()["samples_format"] == "jpg"
