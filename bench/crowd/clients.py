@@ -48,6 +48,8 @@ class Poller(asyncio.Protocol):
         self._draw_interval_s = draw
         self._buffer = b""
         self._asked_at_s = 0.0
+        self._answered_of_s = 0.0  # when what was answered last had been asked
+        self.is_lost = False
         self._timer: asyncio.TimerHandle | None = None
         self._transport: Any = None
         self.last = b""
@@ -61,6 +63,7 @@ class Poller(asyncio.Protocol):
         """Count it."""
         if self._timer is not None:
             self._timer.cancel()
+        self.is_lost = True
         self._tally.broken += 1
 
     def _later(self, seconds: float) -> None:
@@ -79,8 +82,12 @@ class Poller(asyncio.Protocol):
         if not separator or length is None or len(body) < int(length[1]):
             return
         self._tally.add(time.perf_counter() - self._asked_at_s, int(head[9:12]))
-        self._buffer, self.last = b"", body
+        self._buffer, self.last, self._answered_of_s = b"", body, self._asked_at_s
         self._later(self._draw_interval_s())
+
+    def has_asked_since(self, moment_s: float) -> bool:
+        """Whether an answer is there of a question asked since; or there will be none, for the connection is lost."""
+        return self.is_lost or self._answered_of_s >= moment_s
 
     def stop(self) -> None:
         """Ask no more."""

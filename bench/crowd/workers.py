@@ -15,11 +15,6 @@ WORKER = "crowd:gpu0#1"
 _SEATS = 32
 
 
-def is_up() -> bool:
-    """Return when the process that is asked runs."""
-    return True
-
-
 def finish(settings: Settings, *, model: str, units: int, seconds: float) -> float:
     """Store so many images, evenly over so many seconds; return the seconds it took."""
     ledger = Ledger.connect(settings)
@@ -29,7 +24,8 @@ def finish(settings: Settings, *, model: str, units: int, seconds: float) -> flo
     claimed: list[Hint] = []
     began_s = reported_s = time.monotonic()
     ledger.report(report)
-    for number in range(units):
+    num_stored = 0
+    while num_stored < units:
         if time.monotonic() - reported_s > settings.lease_s / 4:
             reported_s = time.monotonic()
             ledger.report(report)
@@ -41,8 +37,8 @@ def finish(settings: Settings, *, model: str, units: int, seconds: float) -> flo
             if not claimed:
                 time.sleep(0.01)
         hint = claimed.pop(0)
-        ledger.stored(hint, WORKER, gpu_s=0.5, render_s=1.0)
-        time.sleep(max(0.0, began_s + seconds * (number + 1) / units - time.monotonic()))
+        num_stored += ledger.stored(hint, WORKER, gpu_s=0.5, render_s=1.0)
+        time.sleep(max(0.0, began_s + seconds * num_stored / units - time.monotonic()))
     took_s = time.monotonic() - began_s
     ledger.forget(WORKER)
     ledger.close()
