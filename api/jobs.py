@@ -109,7 +109,8 @@ async def create_job(
 
     The job is durable when this answers, and workers take it up at once. Each prompt gives `num_images_per_prompt`
     images; image i has `seed + i`. What a prompt object leaves out comes from the job, and what the job leaves out
-    from the model's defaults. What a body has no place for comes in the query, which wins over the body.
+    from the model's defaults. Any field of the job may come in the query instead, where it wins over the body: parts of
+    objects with dots (`output.format=webp`, `labels.shoot=spring`), lists with commas (`matrix.seed=1,2`).
     """
     sent = await read_sent(request, max_bytes=farm.settings.max_body_bytes)
     # In a thread: a large body takes hundreds of milliseconds to check and expand, and the ledger's calls block.

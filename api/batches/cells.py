@@ -109,9 +109,9 @@ JOB_PARAMETERS: Final = [
         "description": field.get("description", f"The job's `{name}`."),
     }
     for name, (cell, field) in _JOB.items()
-    if name != "prompts" and not cell.types & {"array", "object"}
+    if "." not in name and not cell.types & {"array", "object"}
 ]
-"""The query's parameters as OpenAPI has them; lists and objects aside, which are too long for a query."""
+"""The query's parameters as OpenAPI has them: the job's own values. Parts of objects and lists are told in words."""
 
 
 def put(document: dict[str, Any], name: str, value: object) -> None:
