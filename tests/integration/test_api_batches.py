@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import httpx
 import pytest
@@ -11,7 +12,6 @@ from PIL import Image
 from api.batches.grid import keep_grid
 from api.batches.preparing import GRID_CHORE
 from api_client import WORKER, heartbeat
-from expanded_jobs import expanded_job
 from farm.storage import grid_key, object_key
 
 CSV = {"Content-Type": "text/csv"}
@@ -166,4 +166,18 @@ def test_a_grid_of_many_images_is_webp_and_one_of_missing_images_is_made_too(gal
     settle(gallery, job["id"])
     sheet = Image.open(io.BytesIO(gallery.parts.store.get(grid_key(job["id"], "webp"))))
     assert sheet.format == "WEBP"
-    assert expanded_job(grid=True).header.grid is None  # who unfolds says so, not who expands
+
+
+def test_a_grid_stays_when_its_job_has_expired(make_api, s3):
+    """A job is not forgotten before its grid is made; then the way to it is the same as before."""
+    api = make_api(**{**s3, "s3_public_endpoint": None, "keep_jobs_s": 0})
+    api.parts.store.ensure_bucket()
+    plain, job = api.post_job(), api.post_job(grid=True)
+    for each in (plain, job):
+        api.delete(f"/v1/jobs/{each['id']}")
+    deadline_s = time.monotonic() + 60
+    while {api.get(f"/v1/jobs/{each['id']}").status_code for each in (plain, job)} != {410}:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+    assert api.get(f"/v1/jobs/{job['id']}/grid", follow_redirects=False).status_code == 307
+    assert api.get(f"/v1/jobs/{plain['id']}/grid", follow_redirects=False).status_code == 410
