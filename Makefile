@@ -47,7 +47,7 @@ up: $(INSTALLED) ## Start a farm on this machine; Ctrl-C stops it
 
 test: $(INSTALLED) ## Run all tests that this machine can run
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow" tests/unit tests/integration
-	$(BIN)/python -m pytest -m "slow and not long" tests/unit tests/integration tests/e2e tests/faults
+	$(BIN)/python -m pytest -m "slow and not long" tests/unit tests/integration tests/e2e tests/browser tests/faults
 
 long: $(INSTALLED) ## Run the tests that `make test` leaves out: further variants of what it tests
 	$(BIN)/python -m pytest -m long tests
