@@ -43,7 +43,7 @@ class OpenAIFarm:
         body = {"name": tenant, "tenant": tenant, "scopes": ["submit"]}
         key = self.operate("POST", "/v1/keys", json=body)["key"]
         client = self.stack.enter_context(
-            Client(base_url=f"{self.url}/v1", **{"api_key": key, "max_retries": 0, **options})
+            Client(base_url=f"{self.url}/v1", **{"api_key": key, "max_retries": 0, "timeout": 60, **options})
         )
         client.tenant = tenant
         return client

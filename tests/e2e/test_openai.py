@@ -27,7 +27,7 @@ def farm(tmp_path_factory):
 @pytest.fixture(scope="module")
 def client(farm):
     """Return OpenAI's client, told nothing but where the farm is."""
-    with openai.OpenAI(base_url=f"{farm.client.base_url}/v1", api_key="any", max_retries=0) as client:
+    with openai.OpenAI(base_url=f"{farm.client.base_url}/v1", api_key="any", max_retries=0, timeout=60) as client:
         yield client
 
 
