@@ -29,7 +29,8 @@ PATIENCE_S: Final = 30.0
 """How long those wait out an outage of the ledger who do not say how long."""
 
 _POLL_S: Final = 3.0
-_PAUSE_S: Final = 0.01  # between two reads: what is asked meanwhile shares the next
+_SHORTEST_PAUSE_S: Final = 0.002
+_LONGEST_PAUSE_S: Final = 0.02
 _GATHERING_S: Final = 0.02  # hints that come within it are handed on together
 _HEARING_S: Final = 0.25
 _OUTAGE_PAUSE_S: Final = 1.0
@@ -171,11 +172,13 @@ class Watcher:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     async def _keep_reading(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             await self._kicked.wait()
             self._kicked.clear()
             due, self._due = self._due, set()
             asked, self._asked = self._asked, defaultdict(list)
+            began_s = loop.time()
             try:
                 await self._read(due, asked)
             except LedgerDown as error:
@@ -183,7 +186,8 @@ class Watcher:
             except Exception:
                 log.exception("Reading the ledger failed; going on", extra={"action": "watching_failed"})
                 self._fail(due, asked, LedgerDown("the ledger cannot be read"))
-            await asyncio.sleep(_PAUSE_S)
+            # As long as the read took: what is asked meanwhile shares the next, the more of it the busier we are.
+            await asyncio.sleep(min(max(_SHORTEST_PAUSE_S, loop.time() - began_s), _LONGEST_PAUSE_S))
 
     async def _read(self, due: set[str], asked: Asked) -> None:
         """Look at jobs, and tell whoever asked for them or watches them."""

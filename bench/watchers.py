@@ -133,7 +133,6 @@ async def watch(farm: Farm, load: Load, jobs: Sequence[str], *, empty_port: int,
     async def poll(count: int, name: str, port: int, path: str) -> list[Poller]:
         pollers = []
         for number in range(count):
-            # {job} and its tenant are those of the number.
             job = number % len(jobs)
             poller = Poller(path.format(job=jobs[job]), tallies[name], interval_s, headers=_tenant(job))
             await loop.create_connection(lambda one=poller: one, "127.0.0.1", port)
@@ -164,9 +163,12 @@ async def watch(farm: Farm, load: Load, jobs: Sequence[str], *, empty_port: int,
         await asyncio.wait_for(asyncio.gather(*(listener.ended.wait() for listener in listeners)), END_LIMIT_S)
     # Every poller asks once more, and finds its job done; those whose connection broke are counted, and ask no more.
     ended_s = time.perf_counter()
-    while time.perf_counter() < ended_s + END_LIMIT_S and not all(
-        poller.has_asked_since(ended_s) for poller in pollers
-    ):
+    deadline_s = ended_s + END_LIMIT_S
+
+    def is_told() -> bool:
+        return all(poller.has_asked_since(ended_s) for poller in pollers)
+
+    while time.perf_counter() < deadline_s and not is_told():  # noqa: ASYNC110
         await asyncio.sleep(0.1)
     for poller in pollers:
         poller.stop()
@@ -203,7 +205,7 @@ def dropped(farm: Farm, listeners: Sequence[Listener]) -> dict[str, int]:
 
 def percentiles_ms(times_s: Sequence[float]) -> dict[str, float]:
     """Return how long answers took, in milliseconds."""
-    ordered = sorted(times_s)
+    ordered = sorted(times_s) or [float("inf")]
     return {
         "requests": len(ordered),
         **{
