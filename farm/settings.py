@@ -156,8 +156,8 @@ class Settings(BaseSettings):
     # -- the OpenAI API
     openai_model: str | None = Field(
         None,
-        description="Model of requests that name none, or one of OpenAI's (gpt-image-1, dall-e-3); by default the first of"
-        " the catalog that workers serve, and OpenAI's are unknown.",
+        description="Model of requests that name none, or one of OpenAI's (gpt-image-1, dall-e-3); by default the first"
+        " of the catalog that workers serve, and OpenAI's are unknown.",
     )
     openai_wait_s: float = Field(
         540.0, gt=0, description="Seconds that /v1/images keeps a client waiting; OpenAI's SDKs give up after 600."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -78,10 +78,10 @@ class Reports:
 
     def statuses_of(self, rows: Sequence[list[Any]], now: float) -> list[JobStatus]:
         """Return the status that each row of STATUS_FIELDS tells; `now` is the ledger's Unix time."""
-        waits = self._waits_s(now, (row for row in rows if row[_STORED] == b"0" and row[_FINISHED_AT] is None))
-        return [self._status(row, now, waits) for row in rows]
+        paces = self._paces(now, (row for row in rows if row[_STORED] == b"0" and row[_FINISHED_AT] is None))
+        return [self._status(row, now, paces) for row in rows]
 
-    def _status(self, row: list[Any], now: float, waits_s: dict[str, float]) -> JobStatus:
+    def _status(self, row: list[Any], now: float, paces: Mapping[str, tuple[int, float]]) -> JobStatus:
         header, _ = self._decode_header(row[0])
         rendering, stored, failed, retries, gpu_ms = (int(value) for value in row[1:6])
         cancelled_at, started_at, finished_at = (None if value is None else float(value) for value in row[6:9])
@@ -99,13 +99,14 @@ class Reports:
         rate: float | None = None
         if started_at is not None and stored:
             rate = stored / max((finished_at or now) - started_at, 1e-3)
-        eta_s: float | None
+        eta_s: float | None = None
         if finished_at is not None:
             eta_s = 0.0
         elif rate is not None:
             eta_s = unsettled / rate
-        else:
-            eta_s = waits_s.get(header.model)
+        elif header.model in paces:
+            queued, pace = paces[header.model]
+            eta_s = max(queued, unsettled) / pace  # its own images may all be in seats, and queued no more
         return JobStatus(
             header=header,
             counts=counts,
@@ -121,8 +122,8 @@ class Reports:
             manifest_at=None if row[12] is None else float(row[12]),
         )
 
-    def _waits_s(self, now: float, rows: Iterable[list[Any]]) -> dict[str, float]:
-        """Bound the wait of jobs that have no pace of their own: all that is queued of a model, at the model's pace."""
+    def _paces(self, now: float, rows: Iterable[list[Any]]) -> dict[str, tuple[int, float]]:
+        """Return what bounds the wait of jobs without a pace of their own: images queued by model, and its pace."""
         if not any(True for _ in rows):
             return {}
         queued, (window_s, bucket_s) = self.queued_by_model(), WINDOWS[0]
@@ -131,7 +132,7 @@ class Reports:
                 pipe.hgetall(bucket)
             done = sum_buckets(pipe.execute())
         paces = {model: rate_of(window_s, done.get(("m", model), {})).images_per_s for model in queued}
-        return {model: count / paces[model] for model, count in queued.items() if paces[model]}
+        return {model: (count, paces[model]) for model, count in queued.items() if paces[model]}
 
     def image(self, job_id: str, index: int) -> ImageStatus:
         """Return one image's status; raises UnknownJob when the job has no such image either."""

@@ -234,7 +234,9 @@ def test_an_unknown_model_is_404_with_the_choices(api):
     assert problem["errors"][0]["choices"] == Catalog().names
 
 
-@pytest.mark.parametrize("path", ["/page", "/v1", "/v1/nothing", "/v1/jobs/", "/v1/jobs/a/b/c", "/%00", "/" + "x" * 5_000])
+@pytest.mark.parametrize(
+    "path", ["/page", "/v1", "/v1/nothing", "/v1/jobs/", "/v1/jobs/a/b/c", "/%00", "/" + "x" * 5_000]
+)
 def test_an_unknown_path_is_a_problem_too(api, path):
     """404 for a path that is no endpoint, echoed in short."""
     answer = api.get(path)

@@ -56,6 +56,19 @@ def render(ledger, hint, worker=ALICE):
     return ledger.claim(hint, worker) is not None and ledger.stored(hint, worker, gpu_s=0.25, render_s=1.5)
 
 
+def test_a_job_whose_images_all_have_seats_is_not_done_yet(ledger, clock):
+    """Its last image comes at the model's pace, although nothing is queued any more."""
+    ledger.report(report(ALICE, max_batch=8))
+    ledger.open(job_of(clock, num_images_per_prompt=4))
+    for hint in ledger.feed("scenes"):
+        assert render(ledger, hint)
+    clock.now += 6
+    job = ledger.open(job_of(clock, num_images_per_prompt=3)).id
+    assert len([ledger.claim(hint, ALICE) for hint in ledger.feed("scenes")]) == 3
+    assert ledger.job(job).counts.rendering == 3
+    assert ledger.job(job).eta_s == pytest.approx(3 / (4 / 60))
+
+
 def test_a_job_goes_from_queued_to_done(ledger, clock):
     """Counts, state and times follow each unit, and the last image settles the job."""
     job_id = ledger.open(job_of(clock, num_images_per_prompt=3)).id
