@@ -54,7 +54,8 @@ class PlayedLedger:
 
 def farm_of(ledger, send):
     """Return what the handler works with."""
-    return SimpleNamespace(ledger=ledger, webhooks=SimpleNamespace(send=send))
+    settings = SimpleNamespace(gpu_hour_price=None)
+    return SimpleNamespace(ledger=ledger, settings=settings, webhooks=SimpleNamespace(send=send))
 
 
 def chore(job="a", *, tries=0):
