@@ -87,13 +87,11 @@ async def get_archive(farm: Farm, job: OwnJob, query: Annotated[ArchiveQuery, Qu
 
 
 def _ranges(text: str | None, total: int) -> list[range]:
-    """Return the images that are asked for, in order and each once; raises Refused for those that cannot be."""
+    """Return the images that are asked for, in order and each once, there or not; raises Refused for too many."""
     ranges: list[range] = []
     for part in [f"0-{total - 1}"] if text is None else text.split(","):
-        first, _, last = part.partition("-")
-        ranges.append(range(int(first), int(last or first) + 1))
-        if not ranges[-1] or ranges[-1].stop > total:
-            raise Refused(f"the job has images 0 to {total - 1}", field="images", value=part)
+        first, last = sorted(map(int, (part if "-" in part else f"{part}-{part}").split("-")))
+        ranges.append(range(first, last + 1))
     ranges.sort(key=lambda each: each.start)
     joined: list[range] = []
     for each in ranges:
@@ -101,7 +99,7 @@ def _ranges(text: str | None, total: int) -> list[range]:
             joined[-1] = range(joined[-1].start, max(joined[-1].stop, each.stop))
         else:
             joined.append(each)
-    if sum(map(len, joined)) > MAX_IMAGES:
+    if sum(max(0, min(each.stop, total) - each.start) for each in joined) > MAX_IMAGES:
         message = f"an archive has {MAX_IMAGES:,} images at most: ask for it in parts, such as 0-{MAX_IMAGES - 1}"
         raise Refused(message, field="images", value=text)
     return joined
@@ -118,13 +116,17 @@ async def _pieces(farm: Parts, job: JobStatus, wanted: Sequence[range]) -> Async
     """Yield the archive. Raises StorageDown and LedgerDown when one of these stays away."""
     header = job.header
     archive, missing = ZipStream(), _Missing()
-    async with contextlib.aclosing(_read_ahead(farm, header, wanted)) as files:
+    there = [range(each.start, min(each.stop, header.total)) for each in wanted]
+    async with contextlib.aclosing(_read_ahead(farm, header, there)) as files:
         async for status, data in files:
             if data is None:
                 missing.add(status)
                 continue
             archive.add(data, _name(header, status))
             yield b"".join(archive.all_files())
+    for each in wanted:
+        if each.stop > header.total:
+            missing.add_range(max(each.start, header.total), each.stop - 1, "the job has no such image")
     if job.manifest_at is not None:
         with contextlib.suppress(NoSuchObject):  # deleted since, by whoever may
             archive.add(await _patiently(farm, lambda: farm.store.get(manifest_key(header.id))), "manifest.jsonl")
@@ -204,11 +206,15 @@ class _Missing:
                 reason = f"failed: {' '.join((status.error or 'no reason given').split())}"
             case _:
                 reason = f"not stored: {status.state}"
-        self._num_images += 1
-        if self._lines and self._lines[-1][1:] == (status.index - 1, reason):
-            self._lines[-1] = (self._lines[-1][0], status.index, reason)
+        self.add_range(status.index, status.index, reason)
+
+    def add_range(self, first: int, last: int, reason: str) -> None:
+        """Note images `first` to `last`, which follow on those noted before."""
+        self._num_images += last - first + 1
+        if self._lines and self._lines[-1][1:] == (first - 1, reason):
+            self._lines[-1] = (self._lines[-1][0], last, reason)
         elif len(self._lines) < _MAX_MISSING_LINES:
-            self._lines.append((status.index, status.index, reason))
+            self._lines.append((first, last, reason))
 
     def text(self) -> bytes:
         """Return the file that tells of them."""

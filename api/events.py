@@ -15,7 +15,8 @@ import fastapi
 from fastapi import APIRouter, Query
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.json_schema import SkipJsonSchema
 
 from api import sse
 from api.callers import OWN_JOB_PROBLEMS, OwnJob
@@ -41,10 +42,9 @@ _NEAR: Final = 32  # indices that are read with one range
 _OVER: Final = "-over"
 
 LastEventId = Annotated[
-    str | None,
+    Annotated[str, StringConstraints(pattern=rf"^[0-9]{{1,15}}({_OVER})?$")] | SkipJsonSchema[None],  # never "null"
     fastapi.Header(
         alias="Last-Event-ID",
-        pattern=rf"^[0-9]{{1,15}}({_OVER})?$",
         description="The id of the last event that was received: the stream goes on after it. Browsers send it.",
     ),
 ]
@@ -98,10 +98,9 @@ A stream of events. `id` is where to go on from.
 Comments keep the connection alive. A stream that ends without `end` is to be opened again: after an hour, or when the
 API is restarted.
 """
-_EXAMPLE: Final = 'id: 3\nevent: image\ndata: {"object":"image","index":2,"state":"stored"}\n\n'
 _STREAM: Final[dict[str, Any]] = {
     "description": _DESCRIPTION,
-    "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}},
+    "content": {"text/event-stream": {"schema": sse.schema("job", "image", "preview", "outage", "end")}},
 }
 
 

@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from api import sse
 from api.callers import Asker, Caller
 from api.parts import Farm, Parts
-from api.problems import LEDGER_DOWN, documented
+from api.problems import INVALID_REQUEST, LEDGER_DOWN, documented
 from api.sse import EventStream
 from api.watched import WatcherClosed
 
@@ -30,14 +30,13 @@ A stream of events.
 Comments keep the connection alive. A stream that ends is to be opened again: after an hour, or when the API is
 restarted.
 """
-_EXAMPLE: Final = 'event: sync\ndata: {"object":"sync"}\n\n'
 _STREAM: Final[dict[str, Any]] = {
     "description": _DESCRIPTION,
-    "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}},
+    "content": {"text/event-stream": {"schema": sse.schema("sync", "job", "throughput", "outage")}},
 }
 
 
-@router.get("", response_class=EventStream, responses={200: _STREAM, **documented(LEDGER_DOWN)})
+@router.get("", response_class=EventStream, responses={200: _STREAM, **documented(INVALID_REQUEST, LEDGER_DOWN)})
 async def watch_farm(farm: Farm, caller: Asker) -> EventStream:
     """Watch the farm: its jobs as they are opened and change, and its throughput."""
     await run_in_threadpool(farm.ledger.ping)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from api.streaming import Streamed
 
@@ -20,6 +20,19 @@ LONGEST_S: Final = 3600.0
 RECONNECT_MS: Final = 2000
 
 T = TypeVar("T")
+
+
+def schema(*names: str) -> dict[str, Any]:
+    """Return the schema of one event of a stream that has events of these names."""
+    return {
+        "type": "object",
+        "properties": {
+            "event": {"type": "string", "enum": list(names)},
+            "id": {"type": "string"},
+            "data": {"type": "string", "contentMediaType": "application/json"},
+        },
+        "required": ["event", "data"],
+    }
 
 
 def event(name: str, data: bytes | str, event_id: str | None = None) -> bytes:

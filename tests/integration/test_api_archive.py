@@ -74,7 +74,7 @@ def test_what_is_not_there_is_named_with_its_reason(api):
 
 @pytest.mark.parametrize(
     ("asked", "indices"),
-    [("3", [3]), ("0-1,4", [0, 1, 4]), ("4,2-3,0-2", [0, 1, 2, 3, 4]), ("1-1,1", [1])],
+    [("3", [3]), ("0-1,4", [0, 1, 4]), ("4,2-3,0-2", [0, 1, 2, 3, 4]), ("1-1,1", [1]), ("2-1", [1, 2])],
 )
 def test_some_images_can_be_had_alone(api, asked, indices):
     """Each once, in order, whichever way they are named."""
@@ -84,13 +84,25 @@ def test_some_images_can_be_had_alone(api, asked, indices):
     assert [int(name[:5]) for name in files] == indices
 
 
-@pytest.mark.parametrize("asked", ["5", "3-9", "2-1", "a", "1,,2", "-1", "", "1" * 12])
+@pytest.mark.parametrize("asked", ["a", "1,,2", "-1", "1-", "", "1" * 12])
 def test_images_that_cannot_be_are_refused(api, asked):
     """422 that names the parameter."""
     job = api.post_job(num_images_per_prompt=5)
     answer = api.get(f"/v1/jobs/{job['id']}/archive", params={"images": asked})
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["field"] == "images"
+
+
+def test_images_that_the_job_does_not_have_are_named(api):
+    """Whoever asks for too many learns of it from the archive."""
+    job = api.post_job(num_images_per_prompt=2)
+    store(api, job, api.work())
+    files = unzip(api.get(f"/v1/jobs/{job['id']}/archive", params={"images": "1-5,9"}))
+    assert [name[:5] for name in files] == ["00001", "MISSI"]
+    assert files["MISSING.txt"].decode().splitlines()[1:] == [
+        "2-5\tthe job has no such image",
+        "9\tthe job has no such image",
+    ]
 
 
 def test_more_than_an_archive_holds_is_to_be_asked_for_in_parts(api):
