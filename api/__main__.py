@@ -21,6 +21,7 @@ from farm.settings import Settings
 
 _DRAIN_S: Final = 10  # what a request may still take after SIGTERM
 _NOT_STARTED: Final = 3  # as uvicorn's own command ends
+_SWITCH_S: Final = 0.0005  # threads read Redis for the event loop; by default each of their steps may wait 5 ms for it
 
 
 class Server(uvicorn.Server):
@@ -29,6 +30,12 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
         self._app = app
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """Start, and have the first signature made, which loads what S3 knows of its endpoints: clients would wait."""
+        await super().startup(sockets)
+        with suppress(Fatal):  # without credentials: readiness says so
+            self._app.state.parts.store.presigned_url("warm-up")
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Stop in good order."""
@@ -75,6 +82,7 @@ def main() -> None:
         server_header=False,
         timeout_graceful_shutdown=_DRAIN_S,
     )
+    sys.setswitchinterval(_SWITCH_S)
     server = Server(config, app)
     with suppress(KeyboardInterrupt):  # uvicorn has stopped in good order, and raises the signal again
         server.run()
