@@ -16,12 +16,9 @@ from starlette.middleware.cors import CORSMiddleware
 from api import (
     a1111,
     archive,
-    events,
-    farm_events,
     health,
     images,
     jobs,
-    keys,
     manifests,
     metrics,
     models,
@@ -37,15 +34,17 @@ from api import (
 )
 from api.batches import forecast, grid
 from api.batches.preparing import GRID_CHORE
-from api.browsers import cors_of, origins_of
 from api.chores import Chores, Handler
 from api.collector import FarmCollector
-from api.gate import Gate
-from api.keyring import keys_of
+from api.guard import keys
+from api.guard.browsers import cors_of, origins_of
+from api.guard.gate import Gate
+from api.guard.keyring import keys_of
 from api.metrics import HttpMetrics
 from api.observe import Observe
 from api.parts import DEFAULT_TENANT, build_parts
 from api.tracing import Tracing
+from api.watching import events, farm_events
 from api.webhooks import deliveries
 from api.webhooks import endpoints as webhooks
 from api.webhooks.sending import Sender

@@ -18,7 +18,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from zipstream import ZipStream  # type: ignore[import-untyped]  # it has no annotations
 
-from api.callers import OWN_JOB_PROBLEMS, OwnJob
+from api.guard.callers import OWN_JOB_PROBLEMS, OwnJob
 from api.parts import Farm, Parts
 from api.problems import STORAGE_DOWN, documented
 from api.streaming import Streamed

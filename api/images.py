@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.callers import OWN_JOB_PROBLEMS, OwnJob
+from api.guard.callers import OWN_JOB_PROBLEMS, OwnJob
 from api.parts import Farm, Parts
 from api.problems import UNKNOWN_IMAGE, documented
 from api.schemas import Image, ImageInFull, ImagePage

@@ -16,12 +16,12 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 
-from api.audit import note_made
 from api.batches.cells import JOB_PARAMETERS
 from api.batches.forms import Sent, job_asked, read_sent
 from api.batches.places import told_by
 from api.batches.preparing import prepare
-from api.callers import TENANT_NAME, Asker, Caller
+from api.guard.audit import note_made
+from api.guard.callers import TENANT_NAME, Asker, Caller
 from api.job_examples import ACCEPTED_HEADERS, JOB_SPEC_BODY
 from api.one_job import hint_workers
 from api.parts import Farm, Parts

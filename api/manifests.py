@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from fastapi.responses import RedirectResponse
 
-from api.callers import Asker, JobId, own_job
+from api.guard.callers import Asker, JobId, own_job
 from api.parts import Farm
 from api.problems import (
     INVALID_REQUEST,

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.browsers import HEADERS
+from api.guard.browsers import HEADERS
 from api.metrics import HttpMetrics
 from api.streaming import IS_HEAD
 

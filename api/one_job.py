@@ -11,7 +11,7 @@ import logging
 from fastapi import APIRouter, BackgroundTasks
 from fastapi.responses import Response
 
-from api.callers import OWN_JOB_PROBLEMS, OwnJob
+from api.guard.callers import OWN_JOB_PROBLEMS, OwnJob
 from api.parts import Farm, Parts
 from api.problems import JOB_CANCELLED, documented
 from api.schemas import Job

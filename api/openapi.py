@@ -8,8 +8,8 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from api.gate import ANSWERS, is_public
-from api.keys import KeyEdit, KeySpec
+from api.guard.gate import ANSWERS, is_public
+from api.guard.keys import KeyEdit, KeySpec
 from api.openai.batches import BatchRequest
 from api.problems import Problem, documented
 from api.tenants import Limits

@@ -10,9 +10,9 @@ from anyio import CapacityLimiter
 from celery import Celery
 from fastapi import Depends, Request
 
-from api.bulletin import Bulletin
-from api.keyring import Keyring, OpenedBy
-from api.watching import Watcher
+from api.guard.keyring import Keyring, OpenedBy
+from api.watching.bulletin import Bulletin
+from api.watching.watcher import Watcher
 from api.webhooks.sending import Sender
 from farm.catalog import Catalog, load_catalog
 from farm.ledger import Ledger

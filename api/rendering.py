@@ -19,7 +19,7 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from api.callers import Caller
+from api.guard.callers import Caller
 from api.jobs import accept
 from api.one_job import hint_workers
 from api.parts import Parts

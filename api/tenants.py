@@ -10,7 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.bodies import parse_object, read_body
-from api.callers import TENANT_NAME, operator_only
+from api.guard.callers import TENANT_NAME, operator_only
 from api.parts import Farm
 from api.problems import (
     BODY_TOO_LARGE,

@@ -11,8 +11,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.bodies import check_media_type, read_bytes
-from api.callers import Asker
-from api.inputs import NOTHING_THERE, key_of_picture
+from api.guard.callers import Asker
+from api.guard.inputs import NOTHING_THERE, key_of_picture
 from api.parts import Farm, Parts
 from api.problems import BODY_TOO_LARGE, INVALID_REQUEST, STORAGE_DOWN, UNSUPPORTED_MEDIA_TYPE, documented
 from farm.errors import Fatal, Refused, StorageDown

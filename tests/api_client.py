@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from api.keyring import keys_of
+from api.guard.keyring import keys_of
 from api.parts import DEFAULT_TENANT, build_parts
 from api.webhooks.sending import Sender
 from farm.ledger import WorkerReport

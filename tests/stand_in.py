@@ -56,7 +56,7 @@ class StandIn:
     ) -> None:
         self._ends.set()
         self._is_free.set()
-        self._thread.join(10)
+        self._thread.join()  # soon: it looks before each image
         self._ledger.forget(_NAME)
 
     @property
@@ -92,10 +92,10 @@ class StandIn:
                 for model in self._models:
                     # The API has handed some out by itself, as messages that nobody reads here.
                     for hint in [*self._ledger.feed(model), *self._ledger.rehint(model, older_than_s=0)]:
-                        self._claim(hint)
-                if self._is_free.is_set():
-                    while self._held:
-                        self._finish(*self._held.pop(0))
+                        if not self._ends.is_set():
+                            self._claim(hint)
+                while self._held and self._is_free.is_set() and not self._ends.is_set():
+                    self._finish(*self._held.pop(0))
             except FarmError:  # the test has taken something down
                 continue
 

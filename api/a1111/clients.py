@@ -20,8 +20,8 @@ from typing import Annotated, Final
 
 from fastapi import Depends, Request, Response
 
-from api.callers import Asker
-from api.credentials import tokens_in
+from api.guard.callers import Asker
+from api.guard.credentials import tokens_in
 
 COOKIE: Final = "farm_client"
 _FORM: Final = re.compile(r"[0-9a-f]{32}")

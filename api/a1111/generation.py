@@ -28,7 +28,7 @@ from api.a1111.pictures import base64_of, composed, keep, on_white, picture_in, 
 from api.a1111.progress import PREVIEW_EVERY_STEPS, WATCHED_S
 from api.a1111.requests import Generation, Img2Img, Txt2Img
 from api.a1111.styles import load_styles
-from api.callers import Asker, Caller
+from api.guard.callers import Asker, Caller
 from api.parts import Farm, Parts
 from api.problems import HttpProblem
 from api.rendering import NO_WORKER, Finished, check_rendered, check_served, fetch, render

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from api.a1111.inpainting import Masked, MaskUse, fit, laid_over, mask_in, masked
 from api.a1111.requests import Img2Img
-from api.inputs import key_of_picture
+from api.guard.inputs import key_of_picture
 from api.parts import Parts
 from farm.errors import Refused
 from farm.pictures import read_picture

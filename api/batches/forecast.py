@@ -14,7 +14,7 @@ from api.batches.forms import Sent, job_asked, read_sent
 from api.batches.places import told_by
 from api.batches.preparing import prepare
 from api.batches.wildcards import wildcards_of
-from api.callers import Asker, Caller
+from api.guard.callers import Asker, Caller
 from api.job_examples import JOB_SPEC_BODY
 from api.parts import Farm, Parts
 from api.problems import (

@@ -15,7 +15,7 @@ from fastapi.responses import RedirectResponse
 from PIL import Image
 
 from api.batches.grid_image import Dimension, Geometry, Layout, Shown, compose, geometry_of
-from api.callers import Asker, JobId, own_job
+from api.guard.callers import Asker, JobId, own_job
 from api.parts import Farm, Parts
 from api.problems import (
     GRID_NOT_READY,

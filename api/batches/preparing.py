@@ -10,7 +10,7 @@ from typing import Final
 
 from api.batches.unfolding import Unfolded, unfold
 from api.batches.wildcards import Wildcards, wildcards_of
-from api.inputs import check_owners
+from api.guard.inputs import check_owners
 from api.parts import Parts
 from api.uploads import check_keys
 from farm.errors import Refused

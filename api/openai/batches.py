@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.background import BackgroundTasks
 
 from api.bodies import parse_object, read_body
-from api.callers import Asker, Caller
+from api.guard.callers import Asker, Caller
 from api.jobs import IdempotencyKey, accept
 from api.one_job import hint_workers
 from api.openai.batch_lines import BatchError, Noted, parse_batch

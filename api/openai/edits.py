@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from PIL import Image, ImageChops
 from starlette.datastructures import UploadFile
 
-from api.callers import Asker
+from api.guard.callers import Asker
 from api.jobs import IdempotencyKey
 from api.openai.answers import ImagesAnswer
 from api.openai.errors import documented

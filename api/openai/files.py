@@ -13,7 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.callers import Asker
+from api.guard.callers import Asker
 from api.openai.errors import NO_SUCH_FILE, documented
 from api.openai.forms import MEDIA_TYPE, OVERHEAD_BYTES, read_form
 from api.openai.shelves import Shelf

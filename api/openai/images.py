@@ -10,8 +10,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
 from api.bodies import parse_object, read_body
-from api.callers import Asker, Caller
 from api.field_errors import nul_in
+from api.guard.callers import Asker, Caller
 from api.jobs import IdempotencyKey
 from api.openai.answers import ImageData, ImagesAnswer, as_url, encoded, images_answer
 from api.openai.errors import NOT_AGAIN, documented

@@ -17,14 +17,14 @@ import anyio
 from fastapi.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
-from api.callers import Caller
+from api.guard.callers import Caller
 from api.openai.answers import Usage
 from api.openai.errors import error_of
 from api.openai.requests import ImageRequest
 from api.parts import Parts
 from api.problems import JOB_CANCELLED, HttpProblem, problem_of
 from api.rendering import TOOK_TOO_LONG, Finished, check_rendered, opened
-from api.sse import HEARTBEAT, HEARTBEAT_S, EventStream, event
+from api.watching.sse import HEARTBEAT, HEARTBEAT_S, EventStream, event
 from farm.errors import FarmError
 from farm.jobs import UnitState
 from farm.ledger import ImageStatus, JobStatus

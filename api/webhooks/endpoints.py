@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.bodies import parse_object, read_body
-from api.callers import OwnJob
+from api.guard.callers import OwnJob
 from api.parts import Farm, Parts
 from api.problems import (
     BODY_TOO_LARGE,

@@ -15,7 +15,7 @@ import pytest
 import webuiapi
 from PIL import Image
 
-from api.credentials import new_key
+from api.guard.credentials import new_key
 from api_process import Served, serving
 from farm.catalog import Catalog
 from farm.jobs import JobState

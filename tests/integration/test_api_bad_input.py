@@ -171,7 +171,7 @@ def test_json_that_is_no_object_is_422(api, body):
     "headers",
     [
         {"Content-Type": "application/x-www-form-urlencoded"},
-        {"Content-Type": "text/plain"},
+        {"Content-Type": "text/html"},
         {"Content-Type": "application/json; charset=latin-1"},
         {"Content-Type": "multipart/form-data; boundary=x"},
         {"Content-Type": "application/json", "Content-Encoding": "gzip"},

@@ -6,8 +6,8 @@ from hypothesis import HealthCheck, settings
 from schemathesis.config import SchemathesisConfig
 from schemathesis.python import asgi
 
-from api import sse
 from api.app import create_app
+from api.watching import sse
 from api_client import WORKER, api_settings, heartbeat
 from farm.settings import Settings
 from stand_in import StandIn

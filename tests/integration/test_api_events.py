@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from api import sse
+from api.watching import sse
 from api_client import WORKER, heartbeat
 from api_process import serving
 from farm.ledger import Ledger

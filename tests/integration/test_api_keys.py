@@ -9,7 +9,7 @@ import time
 import pytest
 from PIL import Image
 
-from api.keyring import MAX_AGE_S
+from api.guard.keyring import MAX_AGE_S
 from api_client import WORKER
 from farm.logs import QUIETED, JsonFormatter
 from farm.storage import object_key

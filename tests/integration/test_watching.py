@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import pytest
 
-from api.watched import GAP_S, WatcherClosed
-from api.watching import Watcher
+from api.watching.watched import GAP_S, WatcherClosed
+from api.watching.watcher import Watcher
 from expanded_jobs import expanded_job
 from farm.errors import LedgerDown, UnknownJob
 from farm.jobs import JobState, UnitState
@@ -225,7 +225,7 @@ def test_a_job_is_read_afresh_and_by_all_who_ask_at_one_time_together(ledger):
 
 def test_hints_that_are_lost_delay_and_lose_nothing(ledger, monkeypatch):
     """Without a single hint all is told, by the look that comes every few seconds."""
-    monkeypatch.setattr("api.watching._POLL_S", 0.2)
+    monkeypatch.setattr("api.watching.watcher._POLL_S", 0.2)
     monkeypatch.setattr(Watcher, "_listen", lambda _self, _loop: None)
     job = open_job(ledger, 4)
 
@@ -243,7 +243,7 @@ def test_hints_that_are_lost_delay_and_lose_nothing(ledger, monkeypatch):
 def test_who_is_far_behind_reads_the_log(ledger, monkeypatch):
     """More ends than are remembered, and than one look brings, reach a slow client all the same."""
     monkeypatch.setattr("farm.ledger.changes.MAX_ENDED", 7)
-    monkeypatch.setattr("api.watched._REMEMBERED", 7)
+    monkeypatch.setattr("api.watching.watched._REMEMBERED", 7)
     job = open_job(ledger, 60)
 
     async def main():

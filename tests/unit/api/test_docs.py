@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from api import gate, problems
+from api import problems
 from api.app import create_app
+from api.guard import gate
 from farm.requests import JobSpec
 from farm.settings import Settings
 

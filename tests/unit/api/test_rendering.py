@@ -10,7 +10,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from api import rendering
-from api.callers import Caller, scopes_of
+from api.guard.callers import Caller, scopes_of
 from api.problems import HttpProblem
 from api.rendering import NO_WORKER, RENDER_FAILED, TOOK_TOO_LONG, Finished, check_rendered, fetch, render
 from api_client import heartbeat

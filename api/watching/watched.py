@@ -1,6 +1,6 @@
 """A job that somebody watches, and one who watches it: what is known of it, and how much of that he has been told.
 
-Everything here is memory and belongs to the event loop; who reads the ledger and who listens is in api/watching.py.
+Everything here is memory and belongs to the event loop; who reads the ledger and who listens is in watcher.py.
 """
 
 from __future__ import annotations

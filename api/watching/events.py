@@ -18,14 +18,14 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.json_schema import SkipJsonSchema
 
-from api import sse
-from api.callers import OWN_JOB_PROBLEMS, OwnJob
+from api.guard.callers import OWN_JOB_PROBLEMS, OwnJob
 from api.images import image_of
 from api.parts import Farm, Parts
 from api.problems import documented
 from api.schemas import Job
-from api.sse import EventStream
-from api.watched import Watch, WatcherClosed
+from api.watching import sse
+from api.watching.sse import EventStream
+from api.watching.watched import Watch, WatcherClosed
 from farm.errors import LedgerDown, UnknownJob
 from farm.jobs import Header, JobState
 from farm.ledger import ImageChange, JobStatus, PreviewTold

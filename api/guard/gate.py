@@ -1,7 +1,7 @@
 """Who may enter: every request passes here before it reaches an endpoint, so that none can be left open by mistake.
 
-In this order: is it another site's page that asks (api/browsers.py), who asks (api/callers.py), does the key's scope
-allow it, has the key requests left. What becomes of a change is told to the audit log (api/audit.py). What of the farm
+In this order: is it another site's page that asks (browsers.py), who asks (callers.py), does the key's scope
+allow it, has the key requests left. What becomes of a change is told to the audit log (audit.py). What of the farm
 a caller sees is not decided here but by the endpoints.
 """
 
@@ -15,11 +15,11 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import audit
-from api.browsers import Browsers
-from api.callers import Caller, identify
-from api.callers import Scope as KeyScope
-from api.keyring import MAX_AGE_S
+from api.guard import audit
+from api.guard.browsers import Browsers
+from api.guard.callers import Caller, identify
+from api.guard.callers import Scope as KeyScope
+from api.guard.keyring import MAX_AGE_S
 from api.parts import Parts
 from api.problems import (
     CROSS_SITE,

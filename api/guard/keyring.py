@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 from pydantic import SecretStr
 
-from api.credentials import digest_of, id_in
+from api.guard.credentials import digest_of, id_in
 from farm.errors import Fatal, LedgerDown
 from farm.ledger import ApiKey, Ledger
 from farm.settings import Settings

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final, TypeVar
 
-from api.watched import GAP_S, Seen, Watch, Watched, WatcherClosed
+from api.watching.watched import GAP_S, Seen, Watch, Watched, WatcherClosed
 from farm.errors import LedgerDown, UnknownJob
 from farm.ledger import Heard, ImageChange, JobStatus, Ledger, Look
 

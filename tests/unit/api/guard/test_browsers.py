@@ -4,7 +4,7 @@ import pytest
 from starlette.requests import Request
 
 from api.app import create_app
-from api.browsers import Browsers, origins_of
+from api.guard.browsers import Browsers, origins_of
 from api.problems import CROSS_SITE, HttpProblem
 from api_client import offline_api
 from farm.errors import Fatal

@@ -1,4 +1,4 @@
-"""What happens on the whole farm, as Server-Sent Events. What is told, and how often, is in api/bulletin.py."""
+"""What happens on the whole farm, as Server-Sent Events. What is told, and how often, is in bulletin.py."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, Final
 from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 
-from api import sse
-from api.callers import Asker, Caller
+from api.guard.callers import Asker, Caller
 from api.parts import Farm, Parts
 from api.problems import INVALID_REQUEST, LEDGER_DOWN, documented
-from api.sse import EventStream
-from api.watched import WatcherClosed
+from api.watching import sse
+from api.watching.sse import EventStream
+from api.watching.watched import WatcherClosed
 
 router = APIRouter(prefix="/v1/events", tags=["reports"])
 

@@ -15,7 +15,7 @@ from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import Message
 
-from api.callers import Caller
+from api.guard.callers import Caller
 
 log = logging.getLogger("api.audit")
 

@@ -11,10 +11,10 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from api.audit import note_made
-from api.credentials import new_key
-from api.gate import Gate, is_public, needed_scope
-from api.keyring import OpenedBy
+from api.guard.audit import note_made
+from api.guard.credentials import new_key
+from api.guard.gate import Gate, is_public, needed_scope
+from api.guard.keyring import OpenedBy
 from api_client import offline_api
 from farm.errors import Refused
 from farm.settings import Settings
@@ -216,7 +216,7 @@ def test_a_stream_ends_when_its_key_does(closed, monkeypatch, is_good):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         for body in (b"first", b"second"):
             await send({"type": "http.response.body", "body": body, "more_body": True})
-            monkeypatch.setattr("api.gate.MAX_AGE_S", 0.0)  # as if they had gone by
+            monkeypatch.setattr("api.guard.gate.MAX_AGE_S", 0.0)  # as if they had gone by
 
     async def send(message):
         sent.append(message.get("body"))

@@ -14,11 +14,11 @@ from typing import Final
 
 from fastapi.concurrency import run_in_threadpool
 
-from api import sse
 from api.report_schemas import Throughput
 from api.schemas import Job
-from api.watched import WatcherClosed
-from api.watching import Watcher
+from api.watching import sse
+from api.watching.watched import WatcherClosed
+from api.watching.watcher import Watcher
 from farm.errors import LedgerDown
 from farm.jobs import Header
 from farm.ledger import Heard, JobStatus, Ledger

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from pydantic import SecretStr
 
-from api.credentials import new_key
-from api.keyring import MAX_AGE_S, Keyring, keys_of
+from api.guard.credentials import new_key
+from api.guard.keyring import MAX_AGE_S, Keyring, keys_of
 from farm.errors import Fatal, LedgerDown
 from farm.ledger import ApiKey
 from farm.settings import Settings

@@ -1,6 +1,6 @@
 """API keys over HTTP: made, listed, changed and revoked by the operator; and who a request's own key makes of it.
 
-How a key looks is api/credentials.py's business, what it opens api/gate.py's.
+How a key looks is api/guard/credentials.py's business, what it opens api/guard/gate.py's.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from api.bodies import parse_object, read_body
-from api.callers import TENANT_NAME, Asker, Scope, operator_only
-from api.credentials import new_key
 from api.field_errors import FieldError, echo
+from api.guard.callers import TENANT_NAME, Asker, Scope, operator_only
+from api.guard.credentials import new_key
 from api.parts import DEFAULT_TENANT, Farm, Parts
 from api.problems import (
     BODY_TOO_LARGE,

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import sse
-from api.bulletin import _MAX_PENDING, SYNC, Reader
-from api.events import _NEAR, _ranges
-from api.watched import WatcherClosed
+from api.watching import sse
+from api.watching.bulletin import _MAX_PENDING, SYNC, Reader
+from api.watching.events import _NEAR, _ranges
+from api.watching.watched import WatcherClosed
 
 
 def test_a_slow_reader_is_told_the_latest_of_each_job():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from api.credentials import KEY_FORM, digest_of, id_in, new_key, tokens_in
+from api.guard.credentials import KEY_FORM, digest_of, id_in, new_key, tokens_in
 
 
 def request_with(*headers):
@@ -35,7 +35,7 @@ def test_the_secret_is_as_long_as_its_random_bytes(monkeypatch):
     """The largest and the smallest number of 32 bytes fit, so that no bit is lost."""
     secrets = []
     for byte in (b"\0", b"\xff"):
-        monkeypatch.setattr("api.credentials.secrets.token_bytes", lambda length, byte=byte: byte * length)
+        monkeypatch.setattr("api.guard.credentials.secrets.token_bytes", lambda length, byte=byte: byte * length)
         secrets.append(new_key().token.split("_")[2][:-6])
     smallest, largest = secrets
     assert smallest == "0" * 43

@@ -1,8 +1,8 @@
 """Who asks, and what of the farm is theirs: the operator, or a tenant, told by a key or by a gateway in front.
 
-With FARM_AUTH=keys every request must show an API key (api/keyring.py); with `open`, whoever reaches the API is the
+With FARM_AUTH=keys every request must show an API key (keyring.py); with `open`, whoever reaches the API is the
 operator. Either way FARM_TRUST_TENANT_HEADER lets the operator's requests be a tenant's: those of a gateway that has
-authenticated its clients. What happens to a request that may not enter is api/gate.py's part.
+authenticated its clients. What happens to a request that may not enter is gate.py's part.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import fastapi
 from fastapi import Depends, Path, Request
 from fastapi.concurrency import run_in_threadpool
 
-from api.credentials import tokens_in
 from api.expired import expired
-from api.keyring import OpenedBy
+from api.guard.credentials import tokens_in
+from api.guard.keyring import OpenedBy
 from api.parts import DEFAULT_TENANT, Farm, Parts
 from api.problems import (
     FORBIDDEN,
