@@ -51,7 +51,8 @@ class Watched:
     recent: deque[ImageChange] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))  # the last before num_ended
     previews: dict[int, PreviewTold] = field(default_factory=dict)
     looked_at_s: float = float("-inf")
-    timer: asyncio.TimerHandle | None = None  # of the next look
+    timer: asyncio.Handle | None = None  # of the next look
+    due_at_s: float = 0.0  # when that is; uvloop's handles cannot always tell
     waiting: set[asyncio.Future[None]] = field(default_factory=set)
     memo: dict[str, Any] = field(default_factory=dict)
 

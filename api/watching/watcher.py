@@ -161,7 +161,7 @@ class Watcher:
 
     def _begin(self) -> None:
         self.check_open()
-        if self._reader is None:
+        if self._reader is None or self._reader.done():  # a fault of ours must not silence it for good
             self._reader = asyncio.create_task(self._keep_reading())
 
     async def _read_ended(self, job_id: str, position: int, limit: int) -> tuple[ImageChange, ...]:
@@ -239,9 +239,10 @@ class Watcher:
     def _schedule(self, watched: Watched, at_s: float) -> None:
         """Have a job looked at, unless it will be sooner."""
         if watched.timer is not None:
-            if watched.timer.when() <= at_s:
+            if watched.due_at_s <= at_s:
                 return
             watched.timer.cancel()
+        watched.due_at_s = at_s
         watched.timer = asyncio.get_running_loop().call_at(at_s, self._want, watched)
 
     def _want(self, watched: Watched) -> None:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from itertools import pairwise
 
 import pytest
+import uvloop
 
 from api.watching.watched import GAP_S, WatcherClosed
 from api.watching.watcher import Watcher
@@ -47,6 +48,12 @@ async def watching(ledger):
     finally:
         watcher.close()
         watcher.join()
+
+
+def run(main):
+    """Run a coroutine on the event loop that the API is served on, which differs from asyncio's in what a handle is."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
 
 
 def open_job(ledger, count, **fields):
@@ -95,7 +102,7 @@ def test_a_job_is_followed_from_now_to_its_end(ledger):
                     await asyncio.sleep(0.02)
             return statuses, times
 
-    statuses, times = asyncio.run(main())
+    statuses, times = run(main())
     stored = [status.counts.stored for status in statuses]
     assert stored == sorted(stored)
     assert statuses[-1].state is JobState.DONE
@@ -133,7 +140,7 @@ def test_every_image_is_told_once_to_each_of_many(ledger):
                     store(ledger, hint)
             return told
 
-    everybody = asyncio.run(main())
+    everybody = run(main())
     expected = [(index, UnitState.STORED) for index in range(30)]
     expected[10], expected[11] = (10, UnitState.FAILED), (11, UnitState.CANCELLED)
     assert everybody[0] == everybody[1] == expected
@@ -153,7 +160,7 @@ def test_an_image_that_is_tried_again_is_told_again(ledger):
         async with watching(ledger) as watcher:
             return [change async for change in watcher.images(job)]
 
-    ends = asyncio.run(main())
+    ends = run(main())
     assert [end.position for end in ends] == [0, 1, 2, 3]
     assert {(end.index, end.state) for end in ends[:2]} == {(0, UnitState.FAILED), (1, UnitState.FAILED)}
     assert {(end.index, end.state) for end in ends[2:]} == {(0, UnitState.STORED), (1, UnitState.STORED)}
@@ -172,7 +179,7 @@ def test_the_cancel_of_a_job_ends_the_wait(ledger):
             ledger.cancel(job)
             return (await settled).state, await images
 
-    assert asyncio.run(main()) == (JobState.CANCELLED, [])
+    assert run(main()) == (JobState.CANCELLED, [])
 
 
 async def _all(things):
@@ -188,7 +195,7 @@ def test_waiting_for_a_job_that_does_not_end_has_a_limit(ledger):
             await watcher.settled(job, timeout_s=0.2)
 
     with pytest.raises(TimeoutError):
-        asyncio.run(main())
+        run(main())
 
 
 def test_a_job_that_is_not_there_is_unknown_to_all(ledger):
@@ -200,7 +207,7 @@ def test_a_job_that_is_not_there_is_unknown_to_all(ledger):
                 with pytest.raises(UnknownJob, match="job_none"):
                     await ask("job_none")
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_job_is_read_afresh_and_by_all_who_ask_at_one_time_together(ledger):
@@ -220,7 +227,7 @@ def test_a_job_is_read_afresh_and_by_all_who_ask_at_one_time_together(ledger):
             assert {answer.counts.stored for answer in answers} == {5}
             assert len(reads) <= 2
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_hints_that_are_lost_delay_and_lose_nothing(ledger, monkeypatch):
@@ -237,7 +244,7 @@ def test_hints_that_are_lost_delay_and_lose_nothing(ledger, monkeypatch):
                 store(ledger, hint)
             return await images
 
-    assert [end.index for end in asyncio.run(main())] == [0, 1, 2, 3]
+    assert [end.index for end in run(main())] == [0, 1, 2, 3]
 
 
 def test_who_is_far_behind_reads_the_log(ledger, monkeypatch):
@@ -258,7 +265,7 @@ def test_who_is_far_behind_reads_the_log(ledger, monkeypatch):
             await asyncio.sleep(3 * GAP_S)
             return told + await _all(images)
 
-    assert [end.index for end in asyncio.run(main())] == list(range(60))
+    assert [end.index for end in run(main())] == list(range(60))
 
 
 def test_an_outage_is_waited_out_and_its_gap_filled():
@@ -291,7 +298,7 @@ def test_an_outage_is_waited_out_and_its_gap_filled():
             return told
 
     with valkey() as server, _ledger(server.url) as ledger:
-        assert asyncio.run(main(server, ledger)) == [0, 1, 2, 3, 4, 5]
+        assert run(main(server, ledger)) == [0, 1, 2, 3, 4, 5]
 
 
 def test_an_outage_that_lasts_is_told():
@@ -307,7 +314,7 @@ def test_an_outage_that_lasts_is_told():
                 await anext(statuses)
 
     with valkey() as server, _ledger(server.url) as ledger:
-        asyncio.run(main(server, ledger))
+        run(main(server, ledger))
 
 
 def test_closing_ends_all_that_waits(ledger):
@@ -324,4 +331,4 @@ def test_closing_ends_all_that_waits(ledger):
             with pytest.raises(WatcherClosed):
                 await watcher.job(job)
 
-    asyncio.run(main())
+    run(main())
