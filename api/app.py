@@ -45,6 +45,7 @@ from api.observe import Observe
 from api.parts import DEFAULT_TENANT, build_parts
 from api.tracing import Tracing
 from api.watching import events, farm_events
+from api.watching.polled import PolledRoute
 from api.webhooks import deliveries
 from api.webhooks import endpoints as webhooks
 from api.webhooks.sending import Sender
@@ -135,6 +136,7 @@ def create_app(settings: Settings, *, traces: Traces | None = None) -> FastAPI:
         app.include_router(module.router)
     for router in (*openai.ROUTERS, *a1111.ROUTERS):
         app.include_router(router)
+    app.router.routes.insert(0, PolledRoute())  # before all: paths are compared with one route after the other
     app.webhooks.include_router(webhooks.messages)
     app.openapi = openapi.document_of(app, catalog=load_catalog(settings.catalog_file))  # type: ignore[method-assign]
     return app

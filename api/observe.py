@@ -7,7 +7,6 @@ import time
 from typing import Final
 from urllib.parse import quote
 
-from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.guard.browsers import HEADERS
@@ -16,6 +15,10 @@ from api.streaming import IS_HEAD
 
 log = logging.getLogger("api.access")
 
+# Of every answer that does not say otherwise. States change, and signed URLs are secrets: nobody is to keep them.
+_HEADERS: Final = tuple(
+    (name.lower().encode(), value.encode()) for name, value in {**HEADERS, "Cache-Control": "no-store"}.items()
+)
 _METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 _QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _MAX_PATH_CHARS: Final = 200
@@ -43,10 +46,9 @@ class Observe:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
-                headers.setdefault("Cache-Control", "no-store")  # states change, and signed URLs are secrets
+                headers = list(message.get("headers", ()))
+                present = {name.lower() for name, _ in headers}
+                message = {**message, "headers": headers + [each for each in _HEADERS if each[0] not in present]}
             await send(message)
 
         try:

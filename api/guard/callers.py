@@ -138,10 +138,10 @@ def _on_behalf_of_tenant(request: Request, farm: Parts, caller: Caller) -> Calle
     # A gateway that adds its header to the client's, instead of replacing it, would let the client choose.
     if len(names) > 1:
         raise Refused("stands more than once; a gateway must replace what its client sent", field=_HEADER)
+    if names and not re.fullmatch(TENANT_NAME, names[0]):
+        raise Refused("is no tenant's name", field=_HEADER, value=names[0], choices=[TENANT_NAME])
     if not names or not farm.settings.trust_tenant_header:
         return caller
-    if not re.fullmatch(TENANT_NAME, names[0]):
-        raise Refused("is no tenant's name", field=_HEADER, value=names[0], choices=[TENANT_NAME])
     if not caller.is_operator:
         raise HttpProblem(FORBIDDEN, f"a key of {caller.tenant} cannot speak for others: leave out {_HEADER}")
     return Caller(names[0], scopes_of(["submit"]))

@@ -78,6 +78,7 @@ class Bulletin:
         self._readers: set[Reader] = set()
         self._changed: dict[str, None] = {}  # jobs, the one that waits longest first
         self._editor: asyncio.Task[None] | None = None
+        self._rates: bytes | None = None  # as they were told last, for who comes in between
 
     @asynccontextmanager
     async def reading(self, sees: Callable[[Header], bool]) -> AsyncIterator[Reader]:
@@ -85,7 +86,10 @@ class Bulletin:
         reader = Reader(sees)
         self._readers.add(reader)
         if self._editor is None or self._editor.done():
+            self._rates = None
             self._editor = asyncio.create_task(self._edit())
+        elif self._rates is not None:
+            reader.put("throughput", self._rates)
         try:
             yield reader
         finally:
@@ -103,7 +107,8 @@ class Bulletin:
                     await self._tell_jobs()
                     if now_s() >= throughput_at_s:
                         throughput_at_s = now_s() + _THROUGHPUT_EVERY_S
-                        self._tell("throughput", await run_in_threadpool(self._throughput))
+                        self._rates = await run_in_threadpool(self._throughput)
+                        self._tell("throughput", self._rates)
                     is_away = False
                 except LedgerDown:
                     if not is_away:

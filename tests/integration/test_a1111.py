@@ -301,7 +301,7 @@ def test_who_hangs_up_cancels_the_pictures(farm):
     with farm.worker.holding(), socket.create_connection(("127.0.0.1", farm.served.port)) as connection:
         connection.sendall(f"{head}\r\n\r\n".encode() + body)
         job_id = wait_for(lambda: farm.ledger.job_of_task("tenant:default", "gone"), "the job")
-        wait_for(lambda: farm.ledger.job(job_id).counts.rendering == 4, "its images to be rendered")
+        wait_for(lambda: [hint.job for hint in farm.worker.held] == [job_id] * 4, "its images to be rendered")
         connection.close()
         wait_for(lambda: farm.ledger.job(job_id).state is JobState.CANCELLED, "the job to be cancelled")
     assert farm.client().get_progress()["state"]["job_count"] == 0
