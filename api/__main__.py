@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import ipaddress
 import logging
 import sys
@@ -32,10 +33,13 @@ class Server(uvicorn.Server):
         self._app = app
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
-        """Start, and have the first signature made, which loads what S3 knows of its endpoints: clients would wait."""
+        """Start, and do what clients would wait for later: the first signature loads what S3 knows of its endpoints."""
         await super().startup(sockets)
         with suppress(Fatal):  # without credentials: readiness says so
             self._app.state.parts.store.presigned_url("warm-up")
+        # What stands for as long as we do is looked at by no collection: each would hold up every client.
+        gc.collect()
+        gc.freeze()
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Stop in good order."""
