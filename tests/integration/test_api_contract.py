@@ -2,14 +2,17 @@
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck
+from hypothesis import settings as examples
 from schemathesis.config import SchemathesisConfig
 from schemathesis.python import asgi
 
 from api.app import create_app
 from api.watching import sse
 from api_client import WORKER, api_settings, heartbeat
+from farm.ledger import Ledger
 from farm.settings import Settings
+from farm.storage import Store
 from stand_in import StandIn
 
 SEED = 20_261_122
@@ -28,21 +31,24 @@ def running(valkey_server, seaweed_server):
     """Return a client of an API on real servers, and what its paths may name: a job with images in several states."""
     print(f"schemathesis seed {SEED}")  # noqa: T201  pytest shows it beside a failure
     valkey_server.flush()
-    app = create_app(api_settings(valkey_server.url, **seaweed_server.credentials, s3_bucket="farm-contract"))
+    settings = api_settings(valkey_server.url, **seaweed_server.credentials, s3_bucket="farm-contract")
+    app = create_app(settings)
     with asgi.get_client(app) as client, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sse, "LONGEST_S", 0.2)  # the client takes a stream for an answer when it has ended
         body = {"model": "scenes", "prompts": ["a"], "num_images_per_prompt": 4, "labels": {"a": "b"}}
         job_id = client.post("/v1/jobs", json=body).json()["id"]
-        app.state.parts.store.ensure_bucket()
-        ledger = app.state.parts.ledger
+        store = Store.connect(settings)
+        store.ensure_bucket()
+        ledger = Ledger.connect(settings)  # our own: the client may start and stop the application as it likes
         ledger.report(heartbeat())
         stored, failed, _rendering = hints = ledger.feed("scenes", limit=3)
         assert all(ledger.claim(hint, WORKER) for hint in hints)
         ledger.stored(stored, WORKER, gpu_s=0.5, render_s=1.0)
         ledger.failed(failed, WORKER, "the reason", final=True)
         # Requests that wait for their images get them; a million images that nobody waits for are not drawn.
-        with StandIn(ledger, app.state.parts.store, max_images=64):
+        with StandIn(ledger, store, max_images=64):
             yield client, {"job_id": job_id, "model_id": "scenes"}
+        ledger.close()
     asgi.shutdown_lifespans()
 
 
@@ -53,7 +59,7 @@ def has_nothing_to_say(context):
 
 
 @schema.exclude(has_nothing_to_say).parametrize()
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_request_breaks_the_api_or_its_own_description(case, running):
     """No 5xx, no status, type or shape of an answer that the document does not tell of."""
     check(case, running)
