@@ -61,7 +61,7 @@ def test_a_job_that_is_watched_shows_what_it_is_about_to_be(farm):
     """Wanted before it was there, by the model that ships: steps go by, and the last preview is much like the image."""
     (farm.folder / "scenes").symlink_to(ROOT / "models" / "scenes")
     worker = farm.worker("scenes:cpu0", FARM_WORKER_MODELS="scenes")
-    job = expanded_job(prompts=["a blue fish above a yellow star by the sea"], num_inference_steps=20)
+    job = expanded_job(prompts=["a blue fish above a yellow star by the sea"], num_inference_steps=80)
     farm.ledger.want_previews(job.header.id, every_steps=5)
     farm.ledger.open(job)
     feed(farm.ledger, farm.app, ["scenes"])
@@ -77,9 +77,9 @@ def test_a_job_that_is_watched_shows_what_it_is_about_to_be(farm):
     (image,) = farm.finish(job.header.id)
     assert farm.ledger.previews(job.header.id) == {}
     assert len(seen) > 3
-    assert {preview.steps for preview in seen.values()} == {20}
+    assert {preview.steps for preview in seen.values()} == {80}
     shown = {preview.jpeg_step: preview.jpeg for preview in seen.values() if preview.jpeg is not None}
-    assert max(shown) >= 15
+    assert max(shown) >= 50  # on a busy machine nobody may look while the very last is there
     assert max(map(len, shown.values())) < 20_000
     preview, picture = (Image.open(io.BytesIO(data)).convert("RGB") for data in (shown[max(shown)], image))
     assert preview.size == picture.size
