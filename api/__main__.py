@@ -22,6 +22,7 @@ from farm.settings import Settings
 
 _DRAIN_S: Final = 10  # what a request may still take after SIGTERM
 _NOT_STARTED: Final = 3  # as uvicorn's own command ends
+_COLLECTED_AFTER: Final = (20_000, 20, 50)  # new objects; collections of these; of those
 _SWITCH_S: Final = 0.0005  # threads read Redis for the event loop; by default each of their steps may wait 5 ms for it
 
 
@@ -37,9 +38,11 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         with suppress(Fatal):  # without credentials: readiness says so
             self._app.state.parts.store.presigned_url("warm-up")
-        # What stands for as long as we do is looked at by no collection: each would hold up every client.
+        # A collection holds up every client. What stands for as long as we do is looked at by none, and the others
+        # are rare: a request leaves next to nothing behind that only they would find.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*_COLLECTED_AFTER)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Stop in good order."""

@@ -45,7 +45,7 @@ from api.observe import Observe
 from api.parts import DEFAULT_TENANT, build_parts
 from api.tracing import Tracing
 from api.watching import events, farm_events
-from api.watching.polled import PolledRoute
+from api.watching.polled import Polled
 from api.webhooks import deliveries
 from api.webhooks import endpoints as webhooks
 from api.webhooks.sending import Sender
@@ -106,12 +106,13 @@ def create_app(settings: Settings, *, traces: Traces | None = None) -> FastAPI:
     )
     app.state.metrics = http_metrics
     app.state.asks_for_keys = settings.auth == "keys"
+    app.add_middleware(Polled)  # the first is the innermost, the last the outermost
     if traces.is_on:
         app.add_middleware(Tracing, traces=traces)
     app.add_middleware(Gate, settings=settings)
     if cors_origins:
         app.add_middleware(CORSMiddleware, **cors_of(cors_origins))
-    app.add_middleware(Observe, metrics=http_metrics)  # the last is the outermost
+    app.add_middleware(Observe, metrics=http_metrics)
     problems.install(app, dialects={**a1111.DIALECTS, **openai.DIALECTS})
     for module in (
         jobs,
@@ -136,7 +137,6 @@ def create_app(settings: Settings, *, traces: Traces | None = None) -> FastAPI:
         app.include_router(module.router)
     for router in (*openai.ROUTERS, *a1111.ROUTERS):
         app.include_router(router)
-    app.router.routes.insert(0, PolledRoute())  # before all: paths are compared with one route after the other
     app.webhooks.include_router(webhooks.messages)
     app.openapi = openapi.document_of(app, catalog=load_catalog(settings.catalog_file))  # type: ignore[method-assign]
     return app

@@ -20,7 +20,10 @@ _HEADERS: Final = tuple(
     (name.lower().encode(), value.encode()) for name, value in {**HEADERS, "Cache-Control": "no-store"}.items()
 )
 _METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
-_QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+# Programs ask for these again and again: as long as all is well, nobody wants a line of each.
+_POLLED_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics", "/v1/jobs/{job_id}"})
+_READS: Final = frozenset({"GET", "HEAD"})
+_BAD: Final = 400
 _MAX_PATH_CHARS: Final = 200
 
 
@@ -48,7 +51,8 @@ class Observe:
                 status = message["status"]
                 headers = list(message.get("headers", ()))
                 present = {name.lower() for name, _ in headers}
-                message = {**message, "headers": headers + [each for each in _HEADERS if each[0] not in present]}
+                headers += [each for each in _HEADERS if each[0] not in present]
+                message = {**message, "headers": headers}
             await send(message)
 
         try:
@@ -60,9 +64,12 @@ class Observe:
         route = getattr(scope.get("route"), "path_format", "other")  # a template: paths are without number
         known_method = method if method in _METHODS else "other"
         self._metrics.observe(method=known_method, route=route, status=status, duration_s=duration_s)
+        level = logging.DEBUG if method in _READS and route in _POLLED_ROUTES and status < _BAD else logging.INFO
+        if not log.isEnabledFor(level):
+            return
         path = quote(scope["path"])[:_MAX_PATH_CHARS]
         log.log(
-            logging.DEBUG if route in _QUIET_ROUTES else logging.INFO,
+            level,
             "%s %s %d",
             known_method,
             path,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 
 from fastapi import APIRouter, BackgroundTasks
-from fastapi.responses import Response
 
 from api.guard.callers import OWN_JOB_PROBLEMS, OwnJob
 from api.parts import Farm, Parts
@@ -22,12 +21,10 @@ log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
 
 
-@router.get("", response_model=Job, responses=documented(*OWN_JOB_PROBLEMS))
-async def get_job(farm: Farm, job: OwnJob) -> Response:
+@router.get("", responses=documented(*OWN_JOB_PROBLEMS))
+async def get_job(farm: Farm, job: OwnJob) -> Job:
     """Tell how far a job is."""
-    # Written at once: what clients ask again and again needs no copy that is checked.
-    told = Job.of(job, farm.settings.gpu_hour_price)
-    return Response(told.model_dump_json(), media_type="application/json")
+    return Job.of(job, farm.settings.gpu_hour_price)  # served by api/watching/polled.py
 
 
 @router.delete(

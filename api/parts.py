@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 
 from api.guard.keyring import Keyring, OpenedBy
 from api.watching.bulletin import Bulletin
+from api.watching.texts import JobTexts
 from api.watching.watcher import Watcher
 from api.webhooks.sending import Sender
 from farm.catalog import Catalog, load_catalog
@@ -38,6 +39,7 @@ class Parts:
     ledger: Ledger
     watcher: Watcher
     bulletin: Bulletin
+    job_texts: JobTexts
     keyring: Keyring
     celery: Celery
     store: Store
@@ -60,6 +62,7 @@ def build_parts(settings: Settings, webhooks: Sender, keys: Mapping[bytes, Opene
         ledger=ledger,
         watcher=watcher,
         bulletin=Bulletin(ledger, watcher, gpu_hour_price=settings.gpu_hour_price),
+        job_texts=JobTexts(settings.gpu_hour_price),
         keyring=Keyring(ledger, keys),
         celery=make_celery(settings),
         store=Store.connect(settings),

@@ -177,6 +177,14 @@ def problem_of(error: FarmError) -> HttpProblem:
     return HttpProblem(kind, f"{error.field}: {message}" if error.field else message, errors=[item])
 
 
+def answer_to(request: Request, error: HttpProblem | FarmError) -> JSONResponse:
+    """Return the problem that an endpoint has raised as a response; what is our failure is logged."""
+    problem = error if isinstance(error, HttpProblem) else problem_of(error)
+    if isinstance(error, FarmError) and problem.kind.status >= BROKEN.status:
+        log.warning("%s: %s", type(error).__name__, error, extra={"action": "request_failed"})
+    return answer(request, problem)
+
+
 def answer(request: Request, problem: HttpProblem) -> JSONResponse:
     """Return the problem as a response, in the words of the path's API."""
     render = dialect_of(request.url.path, request.app.state.dialects) or document_of
@@ -212,15 +220,8 @@ def allowed_methods(request: Request) -> list[str]:
     return sorted(allowed | {"HEAD"} if "GET" in allowed else allowed)
 
 
-async def _on_http_problem(request: Request, error: HttpProblem) -> JSONResponse:
-    return answer(request, error)
-
-
-async def _on_farm_error(request: Request, error: FarmError) -> JSONResponse:
-    problem = problem_of(error)
-    if problem.kind.status >= BROKEN.status:
-        log.warning("%s: %s", type(error).__name__, error, extra={"action": "request_failed"})
-    return answer(request, problem)
+async def _on_raised(request: Request, error: HttpProblem | FarmError) -> JSONResponse:
+    return answer_to(request, error)
 
 
 async def _on_request_validation(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -278,8 +279,8 @@ def install(app: FastAPI, *, dialects: Mapping[str, Render] | None = None) -> No
     """
     app.state.dialects = dict(dialects or {})
     handlers: dict[type[Exception], Any] = {
-        HttpProblem: _on_http_problem,
-        FarmError: _on_farm_error,
+        HttpProblem: _on_raised,
+        FarmError: _on_raised,
         RequestValidationError: _on_request_validation,
         HTTPException: _on_http_exception,
         ClientDisconnect: _on_disconnect,

@@ -146,11 +146,12 @@ async def watch(farm: Farm, load: Load, jobs: Sequence[str], *, empty_port: int,
     pollers = await poll(load.pollers, "job", api_port, "/v1/jobs/{job}")
     pollers += await poll(load.empty_pollers, "empty", empty_port, "/")
     pollers += await poll(load.empty_pollers, "health", api_port, "/healthz")
+    # A collection among the clients takes longer than an answer: now, and then no more of all that they are.
+    gc.collect()
+    gc.freeze()
     await asyncio.sleep(RAMP_S)
     for tally in tallies.values():
         tally.took_s.clear()
-    gc.collect()
-    gc.freeze()
     used_s, machine_s, redis_s = cpu_s(farm.api_pid), machine_cpu_s(), _redis_cpu_s(farm)
     arguments = {"model": MODEL, "units": load.units, "seconds": load.seconds}
     took_s = await asyncio.to_thread(pool.apply, finish, (farm.settings,), arguments)

@@ -15,7 +15,7 @@ from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import Message
 
-from api.guard.callers import Caller
+from api.guard.callers import caller_in
 
 log = logging.getLogger("api.audit")
 
@@ -53,7 +53,7 @@ class Note:
     def write(self, status: int) -> None:
         """Log the line."""
         request = self._request
-        caller: Caller | None = getattr(request.state, "caller", None)
+        caller = caller_in(request.scope)
         route, path = request.scope.get("route"), quote(request.scope["path"])[:_MAX_PATH_CHARS]
         who = "nobody" if caller is None else caller.identity
         target = self.made or path

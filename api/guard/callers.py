@@ -8,10 +8,10 @@ authenticated its clients. What happens to a request that may not enter is gate.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 import fastapi
 from fastapi import Depends, Path, Request
@@ -92,23 +92,33 @@ class Caller:
         return self.is_operator or tenant == self.tenant
 
 
+_OPERATOR: Final = Caller(DEFAULT_TENANT, _IMPLIED["operator"])
+_CALLER: Final = "farm.caller"  # in a request's scope
+
+
+def caller_in(scope: MutableMapping[str, Any]) -> Caller | None:
+    """Return who sends the request of this scope, None as long as that has not been asked."""
+    caller: Caller | None = scope.get(_CALLER)
+    return caller
+
+
 async def identify(request: Request) -> Caller:
     """Return who sends a request; the second time as the first.
 
     Raises HttpProblem (401) without a key that is good, where one is asked for; Refused for a header that says two
     things; LedgerDown.
     """
-    known: Caller | None = getattr(request.state, "caller", None)
+    known = caller_in(request.scope)
     if known is None:
         farm: Parts = request.app.state.parts
-        caller = Caller(DEFAULT_TENANT, scopes_of(["operator"]))
+        caller = _OPERATOR
         if farm.settings.auth == "keys":
             tokens = tokens_in(request)
             # Mostly the key was seen seconds ago, and a thread would cost more than the answer.
             is_at_hand = all(farm.keyring.is_at_hand(token) for token in tokens)
             opened = _open(farm, tokens) if is_at_hand else await run_in_threadpool(_open, farm, tokens)
             caller = _caller_with(opened, request, has_tokens=bool(tokens))
-        known = request.state.caller = _on_behalf_of_tenant(request, farm, caller)
+        known = request.scope[_CALLER] = _on_behalf_of_tenant(request, farm, caller)
     return known
 
 
@@ -144,7 +154,7 @@ def _on_behalf_of_tenant(request: Request, farm: Parts, caller: Caller) -> Calle
         return caller
     if not caller.is_operator:
         raise HttpProblem(FORBIDDEN, f"a key of {caller.tenant} cannot speak for others: leave out {_HEADER}")
-    return Caller(names[0], scopes_of(["submit"]))
+    return Caller(names[0], _IMPLIED["submit"])
 
 
 async def caller_of(request: Request, farm_tenant: TenantHeader = None) -> Caller:  # noqa: ARG001  for the document
@@ -180,9 +190,14 @@ OWN_JOB_PROBLEMS: Final = (UNKNOWN_JOB, JOB_EXPIRED, INVALID_REQUEST, LEDGER_DOW
 
 async def job_of_path(farm: Farm, caller: Asker, job_id: JobId) -> JobStatus:
     """Return the job that a path names as `own_job` does, by a read that all who ask at one time share."""
+    return await shared_job(farm, caller, job_id)
+
+
+async def shared_job(farm: Parts, caller: Caller, job_id: str, *, may_be_old: bool = False) -> JobStatus:
+    """Return a job as `own_job` does, by a shared read; `may_be_old` as for `Watcher.job`."""
     if JOB_ID_FORM.fullmatch(job_id):
         with suppress(UnknownJob):
-            status = await farm.watcher.job(job_id)
+            status = await farm.watcher.job(job_id, may_be_old=may_be_old)
             if caller.sees(status.header):
                 return status
     return await run_in_threadpool(own_job, farm, caller, job_id)  # it has expired, or there is none

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.guard import audit
 from api.guard.browsers import Browsers
-from api.guard.callers import Caller, identify
+from api.guard.callers import Caller, caller_in, identify
 from api.guard.callers import Scope as KeyScope
 from api.guard.keyring import MAX_AGE_S
 from api.parts import Parts
@@ -58,7 +58,7 @@ class Gate:
             return
         # Paths are read as the router reads them, never from `request.url`, which the header Host has a part in.
         request = Request(scope)
-        is_change = needed_scope(request.method, request.scope["path"]) == "submit"
+        needed = needed_scope(scope["method"], scope["path"])
         note = audit.Note(request)
         status = 500
         checked_at_s = time.monotonic()
@@ -67,28 +67,29 @@ class Gate:
             nonlocal status, checked_at_s
             if message["type"] == "http.response.start":
                 status = message["status"]
-                note.read(message)
+                if needed == "submit":
+                    note.read(message)
             elif message.get("more_body") and time.monotonic() >= checked_at_s + MAX_AGE_S:
                 checked_at_s = time.monotonic()
                 await _check_again(request)
             await send(message)
 
         try:
-            if (problem := await self._objection(request)) is None:
+            if (problem := await self._objection(request, needed)) is None:
                 await self._app(scope, receive, send_on)
             else:
                 await answer(request, problem)(scope, receive, send_on)
         finally:
-            if is_change or status in audit.DENIED:
+            if needed == "submit" or status in audit.DENIED:
                 note.write(status)
 
-    async def _objection(self, request: Request) -> HttpProblem | None:
+    async def _objection(self, request: Request, needed: KeyScope) -> HttpProblem | None:
         """Return why a request may not enter; None lets it in."""
         try:
             self._browsers.check(request)
             if not is_public(request.method, request.scope["path"]):
                 caller = await identify(request)
-                _check_scope(request, caller)
+                _check_scope(caller, needed)
                 await _check_rate(request, caller)
         except HttpProblem as problem:
             return problem
@@ -109,15 +110,14 @@ def is_public(method: str, path: str) -> bool:
     return method in _SAFE_METHODS and (path in _PUBLIC or path.startswith(_PAGE_FILES))
 
 
-def _check_scope(request: Request, caller: Caller) -> None:
-    needed = needed_scope(request.method, request.scope["path"])
+def _check_scope(caller: Caller, needed: KeyScope) -> None:
     if needed not in caller.scopes:
         raise HttpProblem(FORBIDDEN, f"the key lacks the scope `{needed}`; it has {', '.join(sorted(caller.scopes))}")
 
 
 async def _check_again(request: Request) -> None:
     """Raise Refused, which cuts a stream off, when its key opens nothing any more: streams last for an hour."""
-    caller: Caller | None = getattr(request.state, "caller", None)
+    caller = caller_in(request.scope)
     if caller is None or caller.opened_by is None:
         return
     farm: Parts = request.app.state.parts

@@ -22,7 +22,6 @@ from api.guard.callers import OWN_JOB_PROBLEMS, OwnJob
 from api.images import image_of
 from api.parts import Farm, Parts
 from api.problems import documented
-from api.schemas import Job
 from api.watching import sse
 from api.watching.sse import EventStream
 from api.watching.watched import Watch, WatcherClosed
@@ -165,7 +164,7 @@ class JobEvents:
                     if seen.previews and self._previews is not None:
                         yield await self._pictures(seen.previews)
                     if seen.status is not None:
-                        text = _job_text(self._farm, watch, seen.status)
+                        text = self._farm.job_texts.of(seen.status)
                         yield sse.event("job", text, str(watch.position))
                         if seen.status.state.is_final:
                             end = End(state=seen.status.state).model_dump_json()
@@ -233,15 +232,6 @@ class JobEvents:
 
 
 _OUTAGE: Final = sse.event("outage", '{"object":"outage","detail":"the ledger does not answer; rendering goes on"}')
-
-
-def _job_text(farm: Parts, watch: Watch, status: JobStatus) -> bytes:
-    """Return a job as JSON, made once for all who are told of the same status."""
-    made = watch.memo.get("job")
-    if made is None or made[0] is not status:
-        told = Job.of(status, farm.settings.gpu_hour_price)
-        made = watch.memo["job"] = (status, told.model_dump_json().encode())
-    return made[1]
 
 
 async def _image_texts(farm: Parts, header: Header, watch: Watch, ended: Sequence[ImageChange]) -> list[bytes]:

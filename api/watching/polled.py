@@ -1,41 +1,51 @@
 """`GET /v1/jobs/{job_id}` as it is served: what a thousand clients ask every second goes the short way.
 
 FastAPI's way with a request costs several times the answer. The endpoint in api/one_job.py documents this one, and
-answers the same where this route is left out.
+answers the same where this is left out, but that it waits while Redis stalls.
 """
 
 from __future__ import annotations
 
-from starlette.requests import Request
-from starlette.routing import Match, Route
-from starlette.types import Receive, Scope, Send
+from typing import Final
 
-from api.guard.callers import identify, job_of_path
+from fastapi import Request
+from fastapi.routing import APIRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api.guard.callers import identify, shared_job
+from api.one_job import router
 from api.parts import Parts
-from api.schemas import Job
+from api.problems import HttpProblem, answer_to
+from farm.errors import FarmError
+
+ROUTE: Final = next(route for route in router.routes if isinstance(route, APIRoute) and route.name == "get_job")
+"""The endpoint whose requests are served here."""
+
+_CONTENT_TYPE: Final = (b"content-type", b"application/json")
 
 
 class Polled:
-    """The ASGI application behind the route."""
+    """ASGI middleware, the innermost: answers this one request, and lets all others through."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Tell how far a job is; raises as `job_of_path` does."""
-        request = Request(scope, receive)
+        """Tell how far a job is."""
+        is_ours = scope["type"] == "http" and scope["method"] == "GET"
+        path = ROUTE.path_regex.match(scope["path"]) if is_ours else None
+        if path is None:
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = ROUTE  # requests are counted by it
+        request = Request(scope)
         farm: Parts = scope["app"].state.parts
-        job = await job_of_path(farm, await identify(request), scope["path_params"]["job_id"])
-        body = Job.of(job, farm.settings.gpu_hour_price).model_dump_json().encode()
-        headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+        try:
+            job = await shared_job(farm, await identify(request), path["job_id"], may_be_old=True)
+            body = farm.job_texts.of(job)
+        except (FarmError, HttpProblem) as error:
+            await answer_to(request, error)(scope, receive, send)
+            return
+        headers = [(b"content-length", b"%d" % len(body)), _CONTENT_TYPE]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-
-
-class PolledRoute(Route):
-    """A route that says of itself which it is, as FastAPI's do: requests are counted by it."""
-
-    def __init__(self) -> None:
-        super().__init__("/v1/jobs/{job_id}", Polled(), methods=["GET"], name="get_job_polled", include_in_schema=False)
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match as any route, and put this one into the scope."""
-        match, child_scope = super().matches(scope)
-        return match, {**child_scope, "route": self} if match is Match.FULL else child_scope

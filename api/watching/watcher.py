@@ -3,6 +3,7 @@
 A thread hears the ledger's hints and wakes those who watch the jobs that they name. One task reads for all of them, so
 that a job costs one read per 100 ms however many watch it; a read that no hint asked for comes every few seconds, for
 hints may be lost. What has ended is told by the ledger's log, never by the hints: nothing is missed or told twice.
+While a read takes long, those who only ask how a job stands are told how it stood a moment ago (memory.py).
 
 Nothing runs before somebody asks. All methods belong to the event loop; `close` ends whatever waits.
 """
@@ -14,11 +15,12 @@ import contextlib
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
+from api.watching.memory import Memory
 from api.watching.watched import GAP_S, Seen, Watch, Watched, WatcherClosed
 from farm.errors import LedgerDown, UnknownJob
 from farm.ledger import Heard, ImageChange, JobStatus, Ledger, Look
@@ -31,13 +33,24 @@ PATIENCE_S: Final = 30.0
 _POLL_S: Final = 3.0
 _SHORTEST_PAUSE_S: Final = 0.002
 _LONGEST_PAUSE_S: Final = 0.02
+_REST: Final = 4  # times as long as a read took
 _GATHERING_S: Final = 0.02  # hints that come within it are handed on together
+_LONG_S: Final = 0.02  # for a read
 _HEARING_S: Final = 0.25
 _OUTAGE_PAUSE_S: Final = 1.0
 _FAREWELL_S: Final = 1.0
 
 T = TypeVar("T")
-Asked = dict[str, list["asyncio.Future[JobStatus]"]]
+
+
+class Question(NamedTuple):
+    """One who waits to be told how a job stands."""
+
+    answer: asyncio.Future[JobStatus]
+    may_be_old: bool
+
+
+Asked = dict[str, list[Question]]
 
 
 class Watcher:
@@ -48,6 +61,8 @@ class Watcher:
         self._watched: dict[str, Watched] = {}
         self._due: set[str] = set()
         self._asked: Asked = defaultdict(list)
+        self._memory = Memory(ledger)
+        self._takes_long = False
         self._kicked = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
         self._listener: threading.Thread | None = None
@@ -57,16 +72,19 @@ class Watcher:
 
     # -- what endpoints wait for
 
-    async def job(self, job_id: str) -> JobStatus:
+    async def job(self, job_id: str, *, may_be_old: bool = False) -> JobStatus:
         """Return a job as it stands, from a read that began after this call; calls at one time share it.
 
-        Raises UnknownJob and LedgerDown.
+        One that `may_be_old` is told as it was up to a second ago while Redis takes long to answer, though never as it
+        was before a change by this process. Raises UnknownJob and LedgerDown.
         """
         self._begin()
-        future: asyncio.Future[JobStatus] = asyncio.get_running_loop().create_future()
-        self._asked[job_id].append(future)
+        if may_be_old and self._takes_long and (known := self._memory.recall(job_id)) is not None:
+            return known
+        question = Question(asyncio.get_running_loop().create_future(), may_be_old)
+        self._asked[job_id].append(question)
         self._kicked.set()
-        return await future
+        return await question.answer
 
     async def follow(self, job_id: str, *, patience_s: float = PATIENCE_S) -> AsyncGenerator[JobStatus]:
         """Yield a job as it stands, then whenever it has changed, and end with its final state.
@@ -186,8 +204,8 @@ class Watcher:
             except Exception:
                 log.exception("Reading the ledger failed; going on", extra={"action": "watching_failed"})
                 self._fail(due, asked, LedgerDown("the ledger cannot be read"))
-            # As long as the read took: what is asked meanwhile shares the next, the more of it the busier we are.
-            await asyncio.sleep(min(max(_SHORTEST_PAUSE_S, loop.time() - began_s), _LONGEST_PAUSE_S))
+            # Reads get a fifth of the time: what is asked meanwhile shares the next, the more of it the busier we are.
+            await asyncio.sleep(min(max(_SHORTEST_PAUSE_S, _REST * (loop.time() - began_s)), _LONGEST_PAUSE_S))
 
     async def _read(self, due: set[str], asked: Asked) -> None:
         """Look at jobs, and tell whoever asked for them or watches them."""
@@ -199,7 +217,7 @@ class Watcher:
                 positions[job_id] = watched.num_ended
         if not positions:
             return
-        looks: dict[str, Look] = await self._in_thread(lambda: self._ledger.look(positions))
+        looks = await self._look(positions, asked)
         for job_id, position in positions.items():
             unknown = UnknownJob(f"there is no job {job_id!r}", field="id", value=job_id)
             look = looks.get(job_id)
@@ -209,6 +227,22 @@ class Watcher:
                     watched.fail(unknown) if look is None else watched.take(look)
                 self._schedule(watched, now_s() + _POLL_S)
             self._answer({job_id: asked.get(job_id, [])}, unknown if look is None else look.status)
+
+    async def _look(self, positions: Mapping[str, int | None], asked: Asked) -> dict[str, Look]:
+        """Look at jobs; when that takes long, tell whoever asked what we remember of them."""
+        reading = self._memory.begin()
+        looking = asyncio.ensure_future(self._in_thread(lambda: self._ledger.look(positions)))
+        self._takes_long = not (await asyncio.wait([looking], timeout=_LONG_S))[0]
+        try:
+            if self._takes_long:
+                for job_id, questions in asked.items():
+                    if (known := self._memory.recall(job_id)) is not None:
+                        self._answer({job_id: [one for one in questions if one.may_be_old]}, known)
+            looks = await looking
+        finally:
+            self._takes_long = False
+        self._memory.keep(reading, {job_id: look.status for job_id, look in looks.items()})
+        return looks
 
     def _fail(self, due: set[str], asked: Asked, error: LedgerDown) -> None:
         """Tell everybody that the ledger is away: those, too, who asked while we waited for it."""
@@ -223,13 +257,13 @@ class Watcher:
 
     @staticmethod
     def _answer(asked: Asked, outcome: JobStatus | LedgerDown | UnknownJob) -> None:
-        for future in (future for futures in asked.values() for future in futures):
-            if future.done():  # its client hung up
+        for answer in (question.answer for questions in asked.values() for question in questions):
+            if answer.done():  # its client hung up, or was told what we remembered
                 continue
             if isinstance(outcome, JobStatus):
-                future.set_result(outcome)
+                answer.set_result(outcome)
             else:
-                future.set_exception(outcome)
+                answer.set_exception(outcome)
 
     def _look_soon(self, them: Iterable[Watched]) -> None:
         now_s = asyncio.get_running_loop().time()

@@ -32,6 +32,11 @@ _END: Final = struct.Struct(">I")
 class Changes(Reports):
     """The part of the ledger that concerns watching: its reads, and what is told of them."""
 
+    @property
+    def last_change(self) -> object:
+        """Another object after each change that was made by this ledger object: not by others of the same Redis."""
+        return self._connection.last_change
+
     def look(self, positions: Mapping[str, int | None]) -> dict[str, Look]:
         """Look at several jobs in one round trip; those that are not there are left out.
 

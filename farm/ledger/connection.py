@@ -47,6 +47,8 @@ class Connection:
             retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), retries=retries),
         )
         self._clock = clock
+        self.last_change: object = object()
+        """Another object after each script that has run through here: changes are scripts."""
 
     @cached_property
     def _scripts(self) -> dict[str, Script]:
@@ -61,8 +63,11 @@ class Connection:
     def run(self, script: str, *args: str | float | bytes) -> Any:
         """Run a script atomically; its first argument is the time, by the server's clock unless one was given."""
         now = "" if self._clock is None else repr(self._clock())
-        with translate_outage():
-            return self._scripts[script](args=[now, *args])
+        try:
+            with translate_outage():
+                return self._scripts[script](args=[now, *args])
+        finally:  # one whose answer was lost may have run
+            self.last_change = object()
 
     def now(self) -> float:
         """Return Unix time by the ledger's clock."""

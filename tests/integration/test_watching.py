@@ -8,7 +8,9 @@ from itertools import pairwise
 
 import pytest
 import uvloop
+from redis import Redis
 
+from api.watching.memory import OLDEST_S
 from api.watching.watched import GAP_S, WatcherClosed
 from api.watching.watcher import Watcher
 from expanded_jobs import expanded_job
@@ -226,6 +228,60 @@ def test_a_job_is_read_afresh_and_by_all_who_ask_at_one_time_together(ledger):
             answers = await asyncio.gather(*(watcher.job(job) for _ in range(100)))
             assert {answer.counts.stored for answer in answers} == {5}
             assert len(reads) <= 2
+
+    run(main())
+
+
+def pause(redis_url, seconds):
+    """Have Redis answer nobody for so long, as when its disk stalls."""
+    Redis.from_url(redis_url).execute_command("CLIENT", "PAUSE", int(seconds * 1000), "ALL")
+
+
+def test_while_redis_stalls_a_job_is_told_as_it_was_a_moment_ago(ledger, redis_url):
+    """Those who had asked before it was noticed, and who ask then; who wants it afresh waits, or knows nothing."""
+    job, other = open_job(ledger, 3), open_job(ledger, 3)
+
+    async def main():
+        async with watching(ledger) as watcher, asyncio.timeout(SOON_S):
+            before = await watcher.job(job, may_be_old=True)
+            pause(redis_url, 0.8)
+            began_s = time.monotonic()
+            afresh = asyncio.create_task(watcher.job(job))
+            unread = asyncio.create_task(watcher.job(other, may_be_old=True))
+            for _ in range(5):
+                assert await watcher.job(job, may_be_old=True) is before
+            assert time.monotonic() - began_s < 0.4
+            assert (await unread).header.id == other
+            assert await afresh is not before
+            assert time.monotonic() - began_s >= 0.7
+
+    run(main())
+
+
+def test_while_redis_stalls_nobody_is_told_what_was_before_his_own_change(ledger, redis_url):
+    """Who cancels a job, and asks, is told that it is cancelled, whatever was read before."""
+    job = open_job(ledger, 3)
+
+    async def main():
+        async with watching(ledger) as watcher, asyncio.timeout(SOON_S):
+            assert not (await watcher.job(job, may_be_old=True)).cancelled
+            ledger.cancel(job)
+            pause(redis_url, 0.4)
+            assert (await watcher.job(job, may_be_old=True)).cancelled
+
+    run(main())
+
+
+def test_what_was_read_too_long_ago_is_not_told(ledger, redis_url):
+    """While Redis stalls, a client waits rather than hear of what was seconds ago."""
+    job = open_job(ledger, 3)
+
+    async def main():
+        async with watching(ledger) as watcher, asyncio.timeout(SOON_S):
+            before = await watcher.job(job, may_be_old=True)
+            pause(redis_url, OLDEST_S + 0.6)
+            await asyncio.sleep(OLDEST_S + 0.1)
+            assert await watcher.job(job, may_be_old=True) is not before
 
     run(main())
 
