@@ -25,18 +25,7 @@ from api.guard.callers import TENANT_NAME, Asker, Caller
 from api.job_examples import ACCEPTED_HEADERS, JOB_SPEC_BODY
 from api.one_job import hint_workers
 from api.parts import Farm, Parts
-from api.problems import (
-    BODY_TOO_LARGE,
-    IDEMPOTENCY_CONFLICT,
-    INVALID_REQUEST,
-    LEDGER_DOWN,
-    MALFORMED_BODY,
-    MALFORMED_JSON,
-    QUEUE_FULL,
-    UNKNOWN_MODEL,
-    UNSUPPORTED_MEDIA_TYPE,
-    documented,
-)
+from api.problems import IDEMPOTENCY_CONFLICT, INVALID_REQUEST, JOB_SPEC_PROBLEMS, LEDGER_DOWN, QUEUE_FULL, documented
 from api.schemas import Job, JobList
 from api.tracing import note_job
 from farm.jobs import Counts, Header, JobState
@@ -88,17 +77,7 @@ class JobsQuery(BaseModel):
     response_description="Accepted: the job is in the ledger and will be rendered.",
     responses={
         202: {"headers": ACCEPTED_HEADERS},
-        **documented(
-            MALFORMED_JSON,
-            MALFORMED_BODY,
-            BODY_TOO_LARGE,
-            UNSUPPORTED_MEDIA_TYPE,
-            INVALID_REQUEST,
-            UNKNOWN_MODEL,
-            IDEMPOTENCY_CONFLICT,
-            QUEUE_FULL,
-            LEDGER_DOWN,
-        ),
+        **documented(*JOB_SPEC_PROBLEMS, IDEMPOTENCY_CONFLICT, QUEUE_FULL),
     },
     openapi_extra={"requestBody": JOB_SPEC_BODY, "parameters": JOB_PARAMETERS},
 )

@@ -111,6 +111,17 @@ STORAGE_DOWN: Final = Kind("storage-down", 503, "The image store does not answer
 NOT_READY: Final = Kind("not-ready", 503, "The API is not ready")
 BROKEN: Final = Kind("internal-error", 500, "The API failed")
 
+JOB_SPEC_PROBLEMS: Final = (
+    MALFORMED_JSON,
+    MALFORMED_BODY,
+    BODY_TOO_LARGE,
+    UNSUPPORTED_MEDIA_TYPE,
+    INVALID_REQUEST,
+    UNKNOWN_MODEL,
+    LEDGER_DOWN,
+)
+"""What may be wrong with a body that asks for a job."""
+
 
 class HttpProblem(Exception):
     """A problem that only the HTTP side knows of; endpoints raise it."""

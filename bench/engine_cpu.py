@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from farm.catalog import Catalog
 from farm.jobs import Unit
+from farm.machine import processor
 from farm.requests import Output, Reproducibility
 from worker.engine import Engine
 from worker.pipelines.base import Pipeline
@@ -79,13 +79,6 @@ def through_diffusers(pipeline: StableDiffusionPipeline, units: list[Unit]) -> f
             generator=torch.Generator("cpu").manual_seed(each.seed),
         )
     return time.perf_counter() - began
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def main() -> None:

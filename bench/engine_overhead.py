@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from typing import Any, Final
 
 import torch
 
+from farm.machine import processor
 from overhead.farm import watch_worker
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -86,13 +86,6 @@ def rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: rounded(each) for name, each in value.items()}
     return round(value, 3) if isinstance(value, float) else value
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def main() -> None:

@@ -19,11 +19,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
+from farm.machine import processor
 from simulation.cards import CARDS
 from simulation.chart import draw
 from simulation.run import Scenario, post_large_job, run
@@ -96,13 +96,6 @@ def scenarios(arguments: argparse.Namespace) -> list[Scenario]:
         )
         for card, model, gpus in asked or CURVE
     ]
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    info = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in info if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def read_arguments() -> argparse.Namespace:

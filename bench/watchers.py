@@ -19,7 +19,6 @@ import gc
 import json
 import multiprocessing
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -37,6 +36,7 @@ import uvloop
 from cli import embedded
 from crowd.clients import Listener, Poller, Tally
 from crowd.workers import finish
+from farm.machine import processor
 from simulation.farm import Farm, cpu_s, machine_cpu_s, running_farm
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -259,13 +259,6 @@ def run(load: Load) -> dict[str, Any]:
         and not any((*faults.values(), seen.job.broken, seen.left_undone)),
     }
     return row
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    info = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in info if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def read_arguments() -> argparse.Namespace:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -29,6 +28,7 @@ from cli.processes import child_env, python_module
 from cli.sheet import Cell, contact_sheet
 from cli.show import console, note
 from cli.up import STATE_FILE
+from farm.machine import num_cores, processor
 
 _START_LIMIT_S: Final = 420.0
 _STOP_LIMIT_S: Final = 120.0
@@ -132,20 +132,6 @@ def throughput_line(job: dict[str, Any], *, model: dict[str, Any], workers: list
     else:
         device = f"{num_cores()} CPU cores ({processor()}; {what})"
     return f"{images} images in {took_s:.1f} s: {images / took_s:.2f} images/s on {device}"
-
-
-def num_cores() -> int:
-    """Return the number of CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processor() -> str:
-    """Return the processor's name as the system tells it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def write_sheet(folder: Path, job: dict[str, Any], *, subtitle: str) -> None:

@@ -9,11 +9,9 @@ import typer
 from cli import show
 from cli.client import DEFAULT_API, FarmClient
 from cli.exits import CliError, Exit
+from cli.options import Api, JobId
 
 app = typer.Typer()
-
-Api = Annotated[str, typer.Option("--api", envvar="FARM_API", metavar="URL", help="Where the farm's API is.")]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
 
 
 @app.command()

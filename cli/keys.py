@@ -8,10 +8,10 @@ import typer
 
 from cli import show
 from cli.client import DEFAULT_API, FarmClient
+from cli.options import Api
 
 app = typer.Typer(help="API keys: made, listed, revoked.", invoke_without_command=True)
 
-Api = Annotated[str, typer.Option("--api", envvar="FARM_API", metavar="URL", help="Where the farm's API is.")]
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="A key's id.")]
 
 

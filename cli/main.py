@@ -15,8 +15,8 @@ from cli.client import DEFAULT_API, FarmClient
 from cli.download import download as download_images
 from cli.exits import CliError, Exit
 from cli.manifest import bring_manifest
+from cli.options import Api, Files, JobId, Model, Num, Prompt, Seed, Setting, Steps, Template
 from cli.pictures import upload_file
-from cli.preview import Setting, Template
 from cli.processes import child_env, python_module
 from cli.replay import replay as replay_image
 from cli.submit import follow, tell_download
@@ -35,10 +35,6 @@ app.add_typer(tenants.app, name="tenants")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(edits.app)
 app.add_typer(preview.app)
-
-
-Api = Annotated[str, typer.Option("--api", envvar="FARM_API", metavar="URL", help="Where the farm's API is.")]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
 
 
 class OutputFormat(StrEnum):
@@ -85,17 +81,14 @@ def up(
 @app.command()
 def submit(
     *,
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="FILE", help="Prompts: text, JSON Lines, JSON, CSV or YAML; - is standard input."),
-    ] = None,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; may be repeated.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="A model; see farm models.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", "-s", help="Denoising steps.")] = None,
+    files: Files = None,
+    prompt: Prompt = None,
+    model: Model = None,
+    steps: Steps = None,
     guidance: Annotated[float | None, typer.Option("--guidance", "-g", help="Guidance scale.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Sampler, such as dpmpp_2m or euler.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Image i of a prompt has seed + i.")] = None,
-    num: Annotated[int | None, typer.Option("--num", "-n", help="Images per prompt.")] = None,
+    seed: Seed = None,
+    num: Num = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     image: Annotated[

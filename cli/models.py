@@ -13,10 +13,10 @@ import typer
 
 from cli import show
 from cli.client import DEFAULT_API, FarmClient
+from cli.options import Api
 
 app = typer.Typer(help="Models: list, fetch, check, register.", invoke_without_command=True)
 
-Api = Annotated[str, typer.Option("--api", envvar="FARM_API", metavar="URL", help="Where the farm's API is.")]
 Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Models, LoRAs or ControlNets of the catalog.")]
 Full = Annotated[bool, typer.Option("--full", help="Weights in 32 bits, which CPUs take, where there are both.")]
 

@@ -1,11 +1,9 @@
-"""`farm preview`: what would become of a batch, before it is sent; and the options that it shares with submit."""
+"""`farm preview`: what would become of a batch, before it is sent."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.markup import escape
@@ -13,45 +11,24 @@ from rich.table import Table
 
 from cli import promptfiles, show
 from cli.client import DEFAULT_API, FarmClient
+from cli.options import Api, Files, Model, Num, Prompt, Seed, Setting, Steps, Template
 from cli.submit import bring_pictures
 
 app = typer.Typer()
 
 
-class TemplateMode(StrEnum):
-    """What prompts with braces stand for."""
-
-    RANDOM = "random"
-    COMBINATORIAL = "combinatorial"
-
-
-Template = Annotated[
-    TemplateMode | None,
-    typer.Option("--template", help="Read {a|b} and __wildcard__ in prompts: all that they say, or some by chance."),
-]
-Setting = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Any field of the job, such as matrix.guidance_scale=5,7."),
-]
-
-
 @app.command(name="preview")
 def preview_job(
     *,
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="FILE", help="Prompts: text, JSON Lines, JSON, CSV or YAML; - is standard input."),
-    ] = None,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; may be repeated.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="A model; see farm models.")] = None,
-    num: Annotated[int | None, typer.Option("--num", "-n", help="Images per prompt.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", "-s", help="Denoising steps.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Image i of a prompt has seed + i.")] = None,
+    files: Files = None,
+    prompt: Prompt = None,
+    model: Model = None,
+    num: Num = None,
+    steps: Steps = None,
+    seed: Seed = None,
     template: Template = None,
     settings: Setting = None,
-    api: Annotated[
-        str, typer.Option("--api", envvar="FARM_API", metavar="URL", help="Where the farm's API is.")
-    ] = DEFAULT_API,
+    api: Api = DEFAULT_API,
 ) -> None:
     """Show how many images a batch would have, its first prompts, its cost and its time; nothing is sent to render."""
     options: dict[str, Any] = {

@@ -9,10 +9,9 @@ import typer
 from cli import show
 from cli.client import DEFAULT_API, FarmClient
 from cli.exits import CliError, Exit
+from cli.options import Api
 
 app = typer.Typer(help="Tenants: their limits, and their use of the farm.", invoke_without_command=True)
-
-Api = Annotated[str, typer.Option("--api", envvar="FARM_API", metavar="URL", help="Where the farm's API is.")]
 
 
 @app.callback()

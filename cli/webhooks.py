@@ -11,10 +11,9 @@ from rich.table import Table
 from cli import show
 from cli.client import DEFAULT_API, FarmClient
 from cli.exits import CliError
+from cli.options import Api, JobId
 
 app = typer.Typer(help="Webhooks: signed messages about jobs.", no_args_is_help=True)
-
-Api = Annotated[str, typer.Option("--api", envvar="FARM_API", metavar="URL", help="Where the farm's API is.")]
 
 
 @app.command(name="test")
@@ -33,9 +32,7 @@ def ping(
 
 
 @app.command(name="list")
-def list_webhooks(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")], *, api: Api = DEFAULT_API
-) -> None:
+def list_webhooks(job: JobId, *, api: Api = DEFAULT_API) -> None:
     """Show how far the webhooks of a job have got."""
     with FarmClient(api) as client:
         found = client.job_webhooks(job)

@@ -9,7 +9,7 @@ from farm.jobs import Hint, Unit
 from farm.ledger import Ledger
 from farm.settings import Settings
 from farm.storage import Store
-from stand_in import _NAME, StandIn
+from stand_in import NAME, StandIn
 
 
 class PlayedWorker(StandIn):
@@ -24,7 +24,7 @@ class PlayedWorker(StandIn):
 
     def seated(self) -> list[Hint]:
         """Return the units that stay in their seats; those of cancelled jobs have left them."""
-        for hint in self.ledger.renew(_NAME, list(self._slow)):
+        for hint in self.ledger.renew(NAME, list(self._slow)):
             self._slow.pop(hint, None)
         return list(self._slow)
 
@@ -35,11 +35,11 @@ class PlayedWorker(StandIn):
 
     def fail(self, hint: Hint) -> None:
         """Fail one that is held."""
-        self.ledger.failed(hint, _NAME, "the reason", final=True)
+        self.ledger.failed(hint, NAME, "the reason", final=True)
 
     def show(self, hint: Hint, *, step: int, jpeg: bytes) -> None:
         """Show how far one is that is held."""
-        assert self.ledger.put_preview(hint, _NAME, step=step, steps=20, jpeg=jpeg)
+        assert self.ledger.put_preview(hint, NAME, step=step, steps=20, jpeg=jpeg)
 
     def _claim(self, hint: Hint) -> None:
         super()._claim(hint)

@@ -20,7 +20,7 @@ from farm.ledger import Ledger
 from farm.recipes import Recipe, exif_of, text_chunks_of
 from farm.storage import CONTENT_TYPES, Store, object_key
 
-_NAME = "stand-in:cpu#1"
+NAME = "stand-in:cpu#1"
 _PAUSE_S = 0.02
 
 
@@ -57,7 +57,7 @@ class StandIn:
         self._ends.set()
         self._is_free.set()
         self._thread.join()  # soon: it looks before each image
-        self._ledger.forget(_NAME)
+        self._ledger.forget(NAME)
 
     @property
     def held(self) -> list[Hint]:
@@ -78,8 +78,8 @@ class StandIn:
         self._is_free.set()
 
     def _report(self) -> None:
-        node = _NAME.partition("#")[0]
-        self._ledger.report(heartbeat(name=_NAME, node=node, models=self._models, max_batch=64))
+        node = NAME.partition("#")[0]
+        self._ledger.report(heartbeat(name=NAME, node=node, models=self._models, max_batch=64))
 
     def _work(self) -> None:
         reported_at = time.monotonic()
@@ -87,7 +87,7 @@ class StandIn:
             try:
                 if time.monotonic() > reported_at + 1:
                     self._report()
-                    self._ledger.renew(_NAME, self.held)
+                    self._ledger.renew(NAME, self.held)
                     reported_at = time.monotonic()
                 for model in self._models:
                     # The API has handed some out by itself, as messages that nobody reads here.
@@ -103,21 +103,21 @@ class StandIn:
         if self._ledger.job(hint.job).header.total > self._max_images:
             self._ledger.cancel(hint.job)
             return
-        unit = self._ledger.claim(hint, _NAME)
+        unit = self._ledger.claim(hint, NAME)
         if unit is not None:
             self.units.append(unit)
             self._held.append((hint, unit))
             steps = unit.num_inference_steps
-            self._ledger.put_preview(hint, _NAME, step=steps // 2, steps=steps, jpeg=_file(unit, "JPEG", size=(16, 16)))
+            self._ledger.put_preview(hint, NAME, step=steps // 2, steps=steps, jpeg=_file(unit, "JPEG", size=(16, 16)))
 
     def _finish(self, hint: Hint, unit: Unit) -> None:
         if self.fails_with is not None:
-            self._ledger.failed(hint, _NAME, self.fails_with, final=True)
+            self._ledger.failed(hint, NAME, self.fails_with, final=True)
             return
         image_format = unit.output.format
         data = _file(unit, image_format.upper())
         self._store.put(object_key(hint.job, hint.index, image_format), data, CONTENT_TYPES[image_format])
-        self._ledger.stored(hint, _NAME, gpu_s=0.1, render_s=0.1)
+        self._ledger.stored(hint, NAME, gpu_s=0.1, render_s=0.1)
 
 
 def colour_of(seed: int) -> tuple[int, int, int]:

@@ -17,16 +17,7 @@ from api.batches.wildcards import wildcards_of
 from api.guard.callers import Asker, Caller
 from api.job_examples import JOB_SPEC_BODY
 from api.parts import Farm, Parts
-from api.problems import (
-    BODY_TOO_LARGE,
-    INVALID_REQUEST,
-    LEDGER_DOWN,
-    MALFORMED_BODY,
-    MALFORMED_JSON,
-    UNKNOWN_MODEL,
-    UNSUPPORTED_MEDIA_TYPE,
-    documented,
-)
+from api.problems import JOB_SPEC_PROBLEMS, documented
 from farm.jobs import Entry, ExpandedJob
 from farm.prices import price_of
 
@@ -167,15 +158,7 @@ class WildcardList(BaseModel):
     "/jobs:preview",
     response_model=JobPreview,
     response_description="What would become of it. Nothing was written.",
-    responses=documented(
-        MALFORMED_JSON,
-        MALFORMED_BODY,
-        BODY_TOO_LARGE,
-        UNSUPPORTED_MEDIA_TYPE,
-        INVALID_REQUEST,
-        UNKNOWN_MODEL,
-        LEDGER_DOWN,
-    ),
+    responses=documented(*JOB_SPEC_PROBLEMS),
     openapi_extra={"requestBody": JOB_SPEC_BODY, "parameters": JOB_PARAMETERS},
 )
 async def preview_job(request: Request, farm: Farm, caller: Asker) -> JobPreview:

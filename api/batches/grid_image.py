@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Final, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from farm.drawing import EDGE, INK, PAPER, SOFT_INK, font_of, line_px, paste_rounded, shorten, wrap
 
 MAX_SIDE_PX: Final = 16_000
 """Of a grid; WebP ends at 16,383."""
@@ -26,10 +27,6 @@ _MAX_COLUMNS_ALONE: Final = 8  # of a grid with one axis, before it goes on belo
 _MAX_COLUMNS: Final = 64
 _MAX_ROWS: Final = 24
 
-_PAPER: Final = "#fbfaf7"
-_INK: Final = "#22252b"
-_SOFT_INK: Final = "#7a7e87"
-_EDGE: Final = "#e3e0d8"
 _BLANK: Final = "#f1eee7"
 
 _MARGIN_PX: Final = 44
@@ -40,12 +37,8 @@ _SUBTITLE_PX: Final = 16
 _HEADING_PX: Final = 19
 _NAME_PX: Final = 14
 _LABEL_PX: Final = 17
-_LINE: Final = 1.3
-_MAX_LINES: Final = 3
 _MAX_ROW_LABEL_PX: Final = 240
 _CORNER_PX: Final = 8
-
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +130,9 @@ class Geometry:
     @property
     def top_px(self) -> int:
         """Height of what stands above a block's images."""
-        name = _line_px(_NAME_PX) if self.layout.columns.name else 0
-        labels = self.label_lines * _line_px(_LABEL_PX)
-        return self.heading_lines * _line_px(_HEADING_PX) + name + labels + (8 if name or self.heading_lines else 0)
+        name = line_px(_NAME_PX) if self.layout.columns.name else 0
+        labels = self.label_lines * line_px(_LABEL_PX)
+        return self.heading_lines * line_px(_HEADING_PX) + name + labels + (8 if name or self.heading_lines else 0)
 
     def corner(self, block: int) -> tuple[int, int]:
         """Return where a block begins."""
@@ -154,7 +147,7 @@ class Geometry:
 def geometry_of(layout: Layout, *, largest: tuple[int, int], has_subtitle: bool) -> Geometry:
     """Return where everything stands, as large as MAX_SIDE_PX and MAX_PIXELS allow; `largest` holds every image."""
     side = min(max(*largest, _USUAL_CELL_PX), _LARGEST_CELL_PX)
-    title_px = _line_px(_TITLE_PX) + (_line_px(_SUBTITLE_PX) if has_subtitle else 0) + 26
+    title_px = line_px(_TITLE_PX) + (line_px(_SUBTITLE_PX) if has_subtitle else 0) + 26
     while True:
         found = _measured(layout, side / max(largest), largest, title_px)
         excess = max(max(found.size) / MAX_SIDE_PX, math.sqrt(found.size[0] * found.size[1] / MAX_PIXELS))
@@ -165,15 +158,15 @@ def geometry_of(layout: Layout, *, largest: tuple[int, int], has_subtitle: bool)
 
 def _measured(layout: Layout, scale: float, largest: tuple[int, int], title_px: int) -> Geometry:
     cell = (max(1, round(largest[0] * scale)), max(1, round(largest[1] * scale)))
-    font = _font(_LABEL_PX)
+    label_font = font_of(_LABEL_PX)
     columns, rows = layout.columns, layout.rows
     row_label_px = 0
     if rows.name:
-        widest = max(*(font.getlength(label) for label in rows.labels), _font(_NAME_PX).getlength(rows.name))
+        widest = max(*(label_font.getlength(label) for label in rows.labels), font_of(_NAME_PX).getlength(rows.name))
         row_label_px = min(_MAX_ROW_LABEL_PX, math.ceil(widest)) + _GAP_PX
-    label_lines = max(len(wrap(label, font, cell[0])) for label in columns.labels) if columns.name else 0
+    label_lines = max(len(wrap(label, label_font, cell[0])) for label in columns.labels) if columns.name else 0
     width = row_label_px + len(columns.labels) * (cell[0] + _GAP_PX) - _GAP_PX
-    heading_font = _font(_HEADING_PX)
+    heading_font = font_of(_HEADING_PX)
     heading_lines = max(len(wrap(heading, heading_font, width)) for heading, _ in layout.blocks)
     found = Geometry(layout, scale, cell, row_label_px, heading_lines, label_lines, 1, title_px, (0, 0))
     # As many blocks beside each other as make the picture most like a square.
@@ -194,13 +187,13 @@ def _size(geometry: Geometry, across: int) -> tuple[int, int]:
 def compose(geometry: Geometry, fetch: Callable[[int], Shown | str], *, title: str, subtitle: str = "") -> Image.Image:
     """Return the picture; `fetch` gives the image at an index, one at a time, or says in a word why there is none."""
     layout = geometry.layout
-    sheet = Image.new("RGB", geometry.size, _PAPER)
+    sheet = Image.new("RGB", geometry.size, PAPER)
     draw = ImageDraw.Draw(sheet)
     room = geometry.size[0] - 2 * _MARGIN_PX
-    draw.text((_MARGIN_PX, _MARGIN_PX), shorten(title, _font(_TITLE_PX), room), font=_font(_TITLE_PX), fill=_INK)
+    draw.text((_MARGIN_PX, _MARGIN_PX), shorten(title, font_of(_TITLE_PX), room), font=font_of(_TITLE_PX), fill=INK)
     if subtitle:
-        at = (_MARGIN_PX, _MARGIN_PX + _line_px(_TITLE_PX))
-        draw.text(at, shorten(subtitle, _font(_SUBTITLE_PX), room), font=_font(_SUBTITLE_PX), fill=_SOFT_INK)
+        at = (_MARGIN_PX, _MARGIN_PX + line_px(_TITLE_PX))
+        draw.text(at, shorten(subtitle, font_of(_SUBTITLE_PX), room), font=font_of(_SUBTITLE_PX), fill=SOFT_INK)
     for block, (heading, _) in enumerate(layout.blocks):
         left, top = geometry.corner(block)
         _draw_edges(draw, geometry, heading, left, top)
@@ -216,34 +209,38 @@ def _draw_edges(draw: ImageDraw.ImageDraw, geometry: Geometry, heading: str, lef
     """Write a block's heading, the labels of its columns and those of its rows."""
     columns, rows = geometry.layout.columns, geometry.layout.rows
     y = top
-    for line in wrap(heading, _font(_HEADING_PX), geometry.block[0]):
-        draw.text((left, y), line, font=_font(_HEADING_PX), fill=_INK)
-        y += _line_px(_HEADING_PX)
-    y = top + geometry.heading_lines * _line_px(_HEADING_PX)
+    for line in wrap(heading, font_of(_HEADING_PX), geometry.block[0]):
+        draw.text((left, y), line, font=font_of(_HEADING_PX), fill=INK)
+        y += line_px(_HEADING_PX)
+    y = top + geometry.heading_lines * line_px(_HEADING_PX)
     first = left + geometry.row_label_px
     if columns.name:
-        draw.text((first, y), columns.name, font=_font(_NAME_PX), fill=_SOFT_INK)
-        y += _line_px(_NAME_PX)
+        draw.text((first, y), columns.name, font=font_of(_NAME_PX), fill=SOFT_INK)
+        y += line_px(_NAME_PX)
         for place, label in enumerate(columns.labels):
             x = first + place * (geometry.cell[0] + _GAP_PX) + geometry.cell[0] / 2
             _write_lines(draw, label, geometry.cell[0], (x, y), anchor="ma")
     if not rows.name:
         return
     right = left + geometry.row_label_px - _GAP_PX
-    y = top + geometry.top_px - _line_px(_NAME_PX) - 6
+    y = top + geometry.top_px - line_px(_NAME_PX) - 6
     draw.text(
-        (right, y), shorten(rows.name, _font(_NAME_PX), right - left), font=_font(_NAME_PX), fill=_SOFT_INK, anchor="ra"
+        (right, y),
+        shorten(rows.name, font_of(_NAME_PX), right - left),
+        font=font_of(_NAME_PX),
+        fill=SOFT_INK,
+        anchor="ra",
     )
     for place, label in enumerate(rows.labels):
         middle = top + geometry.top_px + place * (geometry.cell[1] + _GAP_PX) + geometry.cell[1] / 2
-        num_lines = len(wrap(label, _font(_LABEL_PX), right - left))
-        _write_lines(draw, label, right - left, (right, middle - num_lines * _line_px(_LABEL_PX) / 2), anchor="ra")
+        num_lines = len(wrap(label, font_of(_LABEL_PX), right - left))
+        _write_lines(draw, label, right - left, (right, middle - num_lines * line_px(_LABEL_PX) / 2), anchor="ra")
 
 
 def _write_lines(draw: ImageDraw.ImageDraw, text: str, width_px: int, at: tuple[float, float], *, anchor: str) -> None:
-    for number, line in enumerate(wrap(text, _font(_LABEL_PX), width_px)):
-        y = at[1] + number * _line_px(_LABEL_PX)
-        draw.text((at[0], y), line, font=_font(_LABEL_PX), fill=_INK, anchor=anchor)
+    for number, line in enumerate(wrap(text, font_of(_LABEL_PX), width_px)):
+        y = at[1] + number * line_px(_LABEL_PX)
+        draw.text((at[0], y), line, font=font_of(_LABEL_PX), fill=INK, anchor=anchor)
 
 
 def _draw_cell(sheet: Image.Image, geometry: Geometry, found: Shown | str, corner: tuple[int, int]) -> None:
@@ -251,48 +248,11 @@ def _draw_cell(sheet: Image.Image, geometry: Geometry, found: Shown | str, corne
     cell, (x, y) = geometry.cell, corner
     if isinstance(found, str):
         draw = ImageDraw.Draw(sheet)
-        draw.rounded_rectangle((x, y, x + cell[0] - 1, y + cell[1] - 1), _CORNER_PX, fill=_BLANK, outline=_EDGE)
-        word = shorten(found, _font(_NAME_PX), cell[0])
-        draw.text((x + cell[0] / 2, y + cell[1] / 2), word, font=_font(_NAME_PX), fill=_SOFT_INK, anchor="mm")
+        draw.rounded_rectangle((x, y, x + cell[0] - 1, y + cell[1] - 1), _CORNER_PX, fill=_BLANK, outline=EDGE)
+        word = shorten(found, font_of(_NAME_PX), cell[0])
+        draw.text((x + cell[0] / 2, y + cell[1] / 2), word, font=font_of(_NAME_PX), fill=SOFT_INK, anchor="mm")
         return
     fitting = min(geometry.scale, cell[0] / found.width, cell[1] / found.height)
     size = (max(1, round(found.width * fitting)), max(1, round(found.height * fitting)))
-    fitted = found.picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    # The corners are drawn four times as large and shrunk: ImageDraw itself does not smooth edges.
-    mask = Image.new("L", (size[0] * 4, size[1] * 4), 0)
-    ImageDraw.Draw(mask).rounded_rectangle((0, 0, mask.width - 1, mask.height - 1), _CORNER_PX * 4, fill=255)
     at = (x + (cell[0] - size[0]) // 2, y + (cell[1] - size[1]) // 2)
-    sheet.paste(fitted, at, mask.resize(size, Image.Resampling.LANCZOS))
-
-
-def wrap(text: str, font: _Font, width_px: float) -> list[str]:
-    """Break a text into a few lines of `width_px`; what does not fit ends in an ellipsis."""
-    lines: list[str] = []
-    words = text.split()
-    while words:
-        count = 1
-        while count < len(words) and font.getlength(" ".join(words[: count + 1])) <= width_px:
-            count += 1
-        if len(lines) == _MAX_LINES - 1:
-            return [*lines, shorten(" ".join(words), font, width_px)]
-        lines.append(shorten(" ".join(words[:count]), font, width_px))
-        words = words[count:]
-    return lines
-
-
-def shorten(text: str, font: _Font, width_px: float) -> str:
-    """Cut a text to `width_px`, ending in an ellipsis if it was longer."""
-    if font.getlength(text) <= width_px:
-        return text
-    while text and font.getlength(text + "…") > width_px:
-        text = text[:-1]
-    return text.rstrip(" ,.;:") + "…"
-
-
-@lru_cache(maxsize=16)
-def _font(size_px: int) -> _Font:
-    return ImageFont.load_default(size_px)
-
-
-def _line_px(size_px: int) -> int:
-    return round(size_px * _LINE)
+    paste_rounded(sheet, found.picture, size=size, at=at, corner_px=_CORNER_PX)

@@ -4,14 +4,9 @@ import base64
 import hashlib
 import hmac
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 import urllib.request
-from contextlib import contextmanager
 
 import pytest
 
@@ -19,10 +14,10 @@ from api.app import create_app
 from api.chores import Chores
 from api.webhooks import deliveries
 from api_client import WORKER, Api, api_settings, heartbeat
+from api_process import serving as api_served
 from fake_http import answering, serving
 from farm.ledger import Chore, Ledger
 from farm.settings import Settings
-from servers import free_ports
 
 KEY = bytes(range(32))
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
@@ -250,46 +245,22 @@ def test_while_it_is_retried_the_next_try_is_told(api, monkeypatch):
 # -- processes that die
 
 
-@contextmanager
 def api_process(redis_url, log_file):
-    """Run the API as a process; yields its URL and a function that kills it the hard way."""
-    (port,) = free_ports(1)
-    env = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("FARM_", "AWS_"))},
-        "FARM_REDIS_URL": redis_url,
-        "FARM_S3_ENDPOINT": "http://127.0.0.1:9",
-        "FARM_S3_ACCESS_KEY": "key",
-        "FARM_S3_SECRET_KEY": "secret",
-        **{f"FARM_{name.upper()}": value for name, value in ALLOWED.items()},
-    }
-    with log_file.open("ab") as log:
-        process = subprocess.Popen([sys.executable, "-m", "api", "--port", str(port)], env=env, stderr=log)
-
-    def kill():
-        process.send_signal(signal.SIGKILL)
-        process.wait(10)
-
-    def is_up():
-        assert process.poll() is None, log_file.read_text()
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=1):
-                return True
-        except OSError:
-            return False
-
-    try:
-        wait_for(is_up, "the API")
-        yield f"http://127.0.0.1:{port}", kill
-    finally:
-        process.kill()
-        process.wait(10)
+    """Run the API as a process that may send webhooks to this machine."""
+    return api_served(redis_url, log_file, **{f"FARM_{name.upper()}": value for name, value in ALLOWED.items()})
 
 
-def post(url, document):
+def kill(served):
+    """Kill it the hard way."""
+    served.process.kill()
+    served.process.wait(10)
+
+
+def post(port, document):
     """POST a job to a process."""
     headers = {"Content-Type": "application/json"}
     body = json.dumps(document).encode()
-    request = urllib.request.Request(f"{url}/v1/jobs", data=body, headers=headers)  # noqa: S310  our own server
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/jobs", data=body, headers=headers)
     with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
         return json.load(answer)
 
@@ -307,9 +278,9 @@ def render_all(redis_url):
 def test_an_api_killed_before_it_could_tell_does_not_lose_the_message(redis_url, tmp_path):
     """The end is committed while no API lives; the next one tells it."""
     with serving(OK) as (url, seen):
-        with api_process(redis_url, tmp_path / "log") as (api_url, kill):
-            job = post(api_url, {"model": "scenes", "prompts": ["a"], "webhook": {"url": url}})
-            kill()
+        with api_process(redis_url, tmp_path / "log") as served:
+            job = post(served.port, {"model": "scenes", "prompts": ["a"], "webhook": {"url": url}})
+            kill(served)
         render_all(redis_url)
         assert seen == []
         with api_process(redis_url, tmp_path / "log"):
@@ -323,13 +294,13 @@ def test_an_api_killed_while_the_receiver_fails_does_not_lose_the_message(redis_
     is_well = []
     ledger = Ledger.connect(Settings(redis_url=redis_url))
     with answering(lambda _: OK if is_well else (500, b"", {})) as (url, seen):
-        with api_process(redis_url, tmp_path / "log") as (api_url, kill):
-            job = post(api_url, {"model": "scenes", "prompts": ["a"], "webhook": {"url": url}})["id"]
+        with api_process(redis_url, tmp_path / "log") as served:
+            job = post(served.port, {"model": "scenes", "prompts": ["a"], "webhook": {"url": url}})["id"]
             render_all(redis_url)
             # Noted in the record, and put back on the list a moment later.
             member = f"webhook|{job}|job.done|1"
             wait_for(lambda: ledger._connection.redis.hget("farm:chore_tries", member), "a failed try")
-            kill()
+            kill(served)
         is_well.append(True)
         assert '"retrying"' in ledger.deliveries(job)["job.done"]
         with api_process(redis_url, tmp_path / "log"):

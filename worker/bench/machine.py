@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from farm.machine import num_cores, processor
 from worker.gpu import driver_version, read_telemetry
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def describe(device: Device) -> dict[str, Any]:
     versions = {name: version for name in _LIBRARIES if (version := _version(name))}
     about: dict[str, Any] = {
         "device": device.kind,
-        "cpu": f"{_num_cores()} cores, {processor()}",
+        "cpu": f"{num_cores()} cores, {processor()}",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **versions,
@@ -43,7 +44,7 @@ def describe(device: Device) -> dict[str, Any]:
             "cuda": torch.version.cuda,
         }
     else:
-        about["device"] = f"CPU: {processor()}, {_num_cores()} cores"
+        about["device"] = f"CPU: {processor()}, {num_cores()} cores"
     if busy := neighbours(device):
         about["busy"] = busy
     if commit := find_commit():
@@ -57,7 +58,7 @@ def neighbours(device: Device) -> str:
     if telemetry is not None and telemetry.memory_used_mib is not None:
         others_mib = telemetry.memory_used_mib - torch.cuda.memory_reserved(device.torch) // 2**20
         return f"other processes hold {others_mib} MiB of the card" if others_mib > _BUSY_MIB else ""
-    if device.torch.type == "cpu" and (load := os.getloadavg()[0]) > _num_cores():
+    if device.torch.type == "cpu" and (load := os.getloadavg()[0]) > num_cores():
         return f"a load average of {load:.1f}"
     return ""
 
@@ -78,20 +79,6 @@ def find_commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
-
-
-def processor() -> str:
-    """Return the processor's name as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(distribution: str) -> str:

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
-from cli.sheet import Cell, contact_sheet, wrap
+from cli.sheet import Cell, contact_sheet
+from farm.drawing import wrap
 
 COLOURS = ["#ff0000", "#00aa00", "#0000ff", "#ff00ff", "#00aaaa"]
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from cli.demo import num_cores, throughput_line
+from cli.demo import throughput_line
 from cli.show import age, rate, span
+from farm.machine import num_cores
 
 
 @pytest.mark.parametrize(
