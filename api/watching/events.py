@@ -157,23 +157,36 @@ class JobEvents:
                     if seen is None:
                         yield sse.HEARTBEAT
                         continue
+                    news = []  # sent at once: each piece is a write of its own
                     if seen.outage is not None:
-                        yield _OUTAGE
+                        news.append(_OUTAGE)
                     async for pieces in self._images(watch, seen.ended):
-                        yield pieces
+                        if pieces is _OUTAGE:
+                            yield pieces
+                        else:
+                            news.append(pieces)
                     if seen.previews and self._previews is not None:
-                        yield await self._pictures(seen.previews)
+                        news.append(await self._pictures(seen.previews))
+                    is_over = False
                     if seen.status is not None:
-                        text = self._farm.job_texts.of(seen.status)
-                        yield sse.event("job", text, str(watch.position))
-                        if seen.status.state.is_final:
-                            end = End(state=seen.status.state).model_dump_json()
-                            yield sse.event("end", end, f"{watch.position}{_OVER}")
-                            return
+                        news.append(self._told(seen.status, watch.position))
+                        is_over = seen.status.state.is_final
+                    if text := b"".join(news):
+                        yield text
+                    if is_over:
+                        return
         except WatcherClosed:
             yield sse.comment("the API stops; connect again")
         except UnknownJob:
             yield sse.comment("the job has expired")
+
+    def _told(self, status: JobStatus, position: int | None) -> bytes:
+        """Return the event of a job, and the last one if it has ended."""
+        told = sse.event("job", self._farm.job_texts.of(status), str(position))
+        if not status.state.is_final:
+            return told
+        end = End(state=status.state).model_dump_json()
+        return told + sse.event("end", end, f"{position}{_OVER}")
 
     async def _images(self, watch: Watch, ended: Sequence[ImageChange]) -> AsyncIterator[bytes]:
         """Yield the events of images that have ended; waits out an outage, for nothing may be left out."""

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from farm.ledger import JobStatus, Ledger
 
-OLDEST_S: Final = 1.0
+OLDEST_S: Final = 3.0
 """What was read longer ago is not told."""
 
 _MAX_KEPT: Final = 1000

@@ -32,7 +32,7 @@ PATIENCE_S: Final = 30.0
 
 _POLL_S: Final = 3.0
 _SHORTEST_PAUSE_S: Final = 0.002
-_LONGEST_PAUSE_S: Final = 0.02
+_LONGEST_PAUSE_S: Final = 0.015
 _REST: Final = 4  # times as long as a read took
 _GATHERING_S: Final = 0.02  # hints that come within it are handed on together
 _LONG_S: Final = 0.02  # for a read
@@ -75,8 +75,8 @@ class Watcher:
     async def job(self, job_id: str, *, may_be_old: bool = False) -> JobStatus:
         """Return a job as it stands, from a read that began after this call; calls at one time share it.
 
-        One that `may_be_old` is told as it was up to a second ago while Redis takes long to answer, though never as it
-        was before a change by this process. Raises UnknownJob and LedgerDown.
+        One that `may_be_old` is told as it was up to three seconds ago while Redis takes long to answer, though never
+        as it was before a change by this process. Raises UnknownJob and LedgerDown.
         """
         self._begin()
         if may_be_old and self._takes_long and (known := self._memory.recall(job_id)) is not None:

@@ -26,6 +26,7 @@ from farm.errors import LedgerDown
 
 PREFIX: Final = "farm:"
 _SHARED: Final = ("keys", "changes", "backlog", "settling", "serving", "rates")
+_OF_NO_JOB: Final = frozenset({"chores", "chore_end", "demand", "key_edit", "key_revoke", "key_use", "want_previews"})
 _OUTAGE: Final = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyError, OutOfMemoryError)
 
 
@@ -48,7 +49,7 @@ class Connection:
         )
         self._clock = clock
         self.last_change: object = object()
-        """Another object after each script that has run through here: changes are scripts."""
+        """Another object after each script that has run through here and may have changed a job."""
 
     @cached_property
     def _scripts(self) -> dict[str, Script]:
@@ -67,7 +68,8 @@ class Connection:
             with translate_outage():
                 return self._scripts[script](args=[now, *args])
         finally:  # one whose answer was lost may have run
-            self.last_change = object()
+            if script not in _OF_NO_JOB:
+                self.last_change = object()
 
     def now(self) -> float:
         """Return Unix time by the ledger's clock."""

@@ -10,7 +10,6 @@ import pytest
 import uvloop
 from redis import Redis
 
-from api.watching.memory import OLDEST_S
 from api.watching.watched import GAP_S, WatcherClosed
 from api.watching.watcher import Watcher
 from expanded_jobs import expanded_job
@@ -272,15 +271,16 @@ def test_while_redis_stalls_nobody_is_told_what_was_before_his_own_change(ledger
     run(main())
 
 
-def test_what_was_read_too_long_ago_is_not_told(ledger, redis_url):
+def test_what_was_read_too_long_ago_is_not_told(ledger, redis_url, monkeypatch):
     """While Redis stalls, a client waits rather than hear of what was seconds ago."""
+    monkeypatch.setattr("api.watching.memory.OLDEST_S", 0.4)
     job = open_job(ledger, 3)
 
     async def main():
         async with watching(ledger) as watcher, asyncio.timeout(SOON_S):
             before = await watcher.job(job, may_be_old=True)
-            pause(redis_url, OLDEST_S + 0.6)
-            await asyncio.sleep(OLDEST_S + 0.1)
+            pause(redis_url, 1.0)
+            await asyncio.sleep(0.5)
             assert await watcher.job(job, may_be_old=True) is not before
 
     run(main())
