@@ -77,7 +77,15 @@ def originals(farm, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name", ["png.url", "jpeg.url", "webp.url", "avif.url", "png.upscaled_url", "png.thumbnail_url"]
+    "name",
+    [
+        "png.url",
+        "png.upscaled_url",
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in ("jpeg.url", "webp.url", "avif.url", "png.thumbnail_url")
+        ),
+    ],
 )
 def test_a_replay_in_company_gives_the_same_bytes(farm, originals, name, tmp_path):
     """Every format and every extra file comes out again, byte for byte, while other jobs are rendered beside it."""

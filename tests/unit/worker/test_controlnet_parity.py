@@ -112,6 +112,8 @@ def controlled_units(schedulers, *, seed, **fields):
     return units, inputs
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_every_scheduler_in_mixed_company(studio):
     """Runs with and without ControlNets join one lane at random and come out as if alone."""
     units, inputs = controlled_units(SCHEDULERS, seed=1, guidance_scale=4.0)

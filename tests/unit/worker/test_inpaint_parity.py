@@ -56,6 +56,8 @@ def inpaint_units(schedulers, *, seed, others=True, **fields):
     return units, inputs
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_every_scheduler_in_mixed_company(studio):
     """Inpainting, img2img and text-to-image by all schedulers join one lane at random and come out as if alone."""
     units, inputs = inpaint_units(SCHEDULERS, seed=1, guidance_scale=4.0)
