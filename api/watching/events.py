@@ -24,7 +24,7 @@ from api.parts import Farm, Parts
 from api.problems import documented
 from api.watching import sse
 from api.watching.sse import EventStream
-from api.watching.watched import Watch, WatcherClosed
+from api.watching.watched import Seen, Watch, WatcherClosed
 from farm.errors import LedgerDown, UnknownJob
 from farm.jobs import Header, JobState
 from farm.ledger import ImageChange, JobStatus, PreviewTold
@@ -157,28 +157,29 @@ class JobEvents:
                     if seen is None:
                         yield sse.HEARTBEAT
                         continue
-                    news = []  # sent at once: each piece is a write of its own
-                    if seen.outage is not None:
-                        news.append(_OUTAGE)
-                    async for pieces in self._images(watch, seen.ended):
-                        if pieces is _OUTAGE:
-                            yield pieces
-                        else:
-                            news.append(pieces)
-                    if seen.previews and self._previews is not None:
-                        news.append(await self._pictures(seen.previews))
-                    is_over = False
-                    if seen.status is not None:
-                        news.append(self._told(seen.status, watch.position))
-                        is_over = seen.status.state.is_final
-                    if text := b"".join(news):
+                    async for text in self._news(watch, seen):
                         yield text
-                    if is_over:
+                    if seen.status is not None and seen.status.state.is_final:
                         return
         except WatcherClosed:
             yield sse.comment("the API stops; connect again")
         except UnknownJob:
             yield sse.comment("the job has expired")
+
+    async def _news(self, watch: Watch, seen: Seen) -> AsyncIterator[bytes]:
+        """Yield what is new, at once: each piece is a write of its own."""
+        news = [] if seen.outage is None else [_OUTAGE]
+        async for pieces in self._images(watch, seen.ended):
+            if pieces is _OUTAGE:
+                yield pieces
+            else:
+                news.append(pieces)
+        if seen.previews and self._previews is not None:
+            news.append(await self._pictures(seen.previews))
+        if seen.status is not None:
+            news.append(self._told(seen.status, watch.position))
+        if text := b"".join(news):  # an empty chunk would be the last
+            yield text
 
     def _told(self, status: JobStatus, position: int | None) -> bytes:
         """Return the event of a job, and the last one if it has ended."""
