@@ -86,6 +86,7 @@ def test_a_worker_that_wakes_up_too_late_is_refused(farm, undisturbed):
     assert is_running(worker.pid), "it works on as if nothing had been"
 
 
+@pytest.mark.long
 def test_clocks_of_machines_do_not_matter(farm, undisturbed):
     """Two more workers, an hour ahead and an hour behind: the ledger goes by the server's clock alone."""
     names = {"test:ahead": "3600", "test:behind": "-3600"}

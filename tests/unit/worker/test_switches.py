@@ -47,6 +47,7 @@ def unit_for(model, index):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody tells what a process holds")
 def test_ram_does_not_grow_with_switches(catalog, tmp_path):
     """Of every model that went nothing is left, and the process holds less than one model more than it did early on.
