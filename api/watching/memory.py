@@ -1,7 +1,7 @@
 """Jobs as they were a moment ago: what a client is told whose read waits in Redis, for a disk that stalls.
 
 Redis has one thread, and answers nobody while it waits for the disk to hold what was accepted: mostly a millisecond,
-now and then a quarter of a second. In that time nothing changes that anybody was told of.
+now and then a quarter of a second. In that time it tells nobody of a change.
 """
 
 from __future__ import annotations
