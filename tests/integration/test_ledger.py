@@ -13,6 +13,7 @@ from farm.jobs import Hint, JobState, UnitState
 from farm.ledger import Ledger, News, WorkerReport
 from farm.settings import Settings
 from told_clock import Clock
+from told_news import listen, told_by_now
 
 ALICE, BOB = "alice:gpu0#1", "bob:gpu0#1"
 
@@ -258,10 +259,10 @@ def test_cancel_takes_everything_pending_and_tells_who_runs(ledger, clock):
     assert render(ledger, done)
     ledger.claim(running, ALICE)
     ledger.claim(late, ALICE)
-    ledger.news(0)
+    listen(ledger)
     status = ledger.cancel(job_id)
     assert (status.state, status.counts.stored, status.counts.cancelled) == (JobState.CANCELLED, 1, 9)
-    assert ledger.news(1) == [News(job=job_id)]
+    assert told_by_now(ledger) == [News(job=job_id)]
 
     assert not ledger.stored(late, ALICE, gpu_s=0, render_s=0)
     assert ledger.renew(ALICE, [running]) == {running}

@@ -11,6 +11,7 @@ from farm.jobs import JobState, UnitState, UrgentHint
 from farm.ledger import Ledger, TenantLimits, WorkerReport
 from farm.requests import Priority
 from farm.settings import Settings
+from told_news import listen, told_by_now
 
 ME = "alice:gpu0#1"
 
@@ -205,10 +206,10 @@ def test_single_images_are_cancelled_wherever_they_are(farm):
     job = farm.open(images=40)
     hints = farm.ledger.feed("scenes")
     farm.ledger.claim(hints[0], ME)
-    farm.ledger.news(0)
+    listen(farm.ledger)
     for index in (0, 1, 30):
         assert farm.ledger.cancel_image(job, index).state is UnitState.CANCELLED
-    assert [(news.job, news.index) for news in farm.ledger.news(1) if news.job] == [(job, 0)]
+    assert [(news.job, news.index) for news in told_by_now(farm.ledger) if news.job] == [(job, 0)]
     assert farm.ledger.renew(ME, [hints[0]]) == {hints[0]}
     assert not farm.ledger.stored(hints[0], ME, gpu_s=1, render_s=1)
     assert farm.ledger.claim(hints[1], ME) is None

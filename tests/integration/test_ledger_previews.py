@@ -10,6 +10,7 @@ from farm.ledger import Ledger, News, Preview, WorkerReport
 from farm.ledger.previews import MAX_PREVIEW_BYTES, PREVIEWS_CHANNEL
 from farm.settings import Settings
 from told_clock import Clock
+from told_news import listen, told_by_now
 
 ALICE, BOB = "alice:gpu0#1", "bob:gpu0#1"
 JPEG = bytes(range(256)) * 4  # blanks and all: what is kept before them is told apart from it
@@ -40,9 +41,9 @@ def claimed(ledger, count=1, **fields):
     return job.header.id, [ledger.claim(hint, ALICE) for hint in ledger.feed("scenes")]
 
 
-def news(ledger, seconds=1.0):
-    """Return what is told, within so many seconds, of jobs that are watched."""
-    return [each for each in ledger.news(seconds) if each.watch is not None]
+def told_of_watchers(ledger):
+    """Return what was told by now of jobs that are watched."""
+    return [each for each in told_by_now(ledger) if each.watch is not None]
 
 
 def test_a_preview_is_what_was_put_last(ledger, clock):
@@ -139,11 +140,11 @@ def test_claims_tell_that_a_job_is_watched(ledger):
 def test_workers_that_hold_units_hear_of_a_watcher(ledger, clock):
     """Once, however often it is repeated, and again before what they know has run out."""
     job, _ = claimed(ledger)
-    news(ledger, 0.1)  # listens from here on
+    listen(ledger)
     told_at, began_at = [], clock.now
     for _ in range(10):
         ledger.want_previews(job, for_s=60)
-        told_at += [(clock.now - began_at, each) for each in news(ledger, 0.1)]
+        told_at += [(clock.now - began_at, each) for each in told_of_watchers(ledger)]
         clock.now += 20
     watch = News(job=job, watch=Watch(5, 60.0))
     assert told_at == [(0, watch), (40, watch), (80, watch), (120, watch), (160, watch)]
@@ -152,18 +153,18 @@ def test_workers_that_hold_units_hear_of_a_watcher(ledger, clock):
 def test_workers_hear_of_a_watcher_who_wants_more(ledger):
     """At once; one who wants less changes nothing."""
     job, _ = claimed(ledger)
-    news(ledger, 0.1)
+    listen(ledger)
     for every_steps in (5, 9, 2):
         ledger.want_previews(job, every_steps=every_steps)
-    assert [each.watch.every_steps for each in news(ledger)] == [5, 2]
+    assert [each.watch.every_steps for each in told_of_watchers(ledger)] == [5, 2]
 
 
 def test_nobody_hears_of_a_watcher_of_what_no_worker_holds(ledger):
     """A claim will say it; a hundred workers need not."""
     job = ledger.open(expanded_job()).id
-    news(ledger, 0.1)
+    listen(ledger)
     ledger.want_previews(job)
-    assert news(ledger, 0.2) == []
+    assert told_by_now(ledger) == []
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations([(10, 60), (2, 30), (5, 45)])))

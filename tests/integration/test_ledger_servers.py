@@ -8,6 +8,7 @@ from farm.ledger import Ledger, News, TenantLimits, WorkerReport
 from farm.requests import Priority
 from farm.settings import Settings
 from told_clock import Clock
+from told_news import listen, told_by_now
 
 ALICE, BOB = "alice:gpu0#1", "bob:gpu0#1"
 MODELS = ("scenes", "sd15", "sdxl")
@@ -158,18 +159,17 @@ def test_workers_that_can_serve_nothing_that_waits_are_not_counted(ledger):
 
 def test_news_of_work_wakes_whoever_listens(ledger):
     """A job that comes, one that is resumed, a unit given back."""
-    ledger.news(0)
+    listen(ledger)
     job = open_job(ledger, "scenes")
-    assert ledger.news(1) == [News(model="scenes")]
+    assert told_by_now(ledger) == [News(model="scenes")]
     ledger.pause(job)
     ledger.resume(job)
-    assert ledger.news(1) == [News(model="scenes")]
+    assert told_by_now(ledger) == [News(model="scenes")]
     ledger.report(report(ALICE, ("scenes",)))
     (hint,) = ledger.feed("scenes")
     ledger.claim(hint, ALICE)
     ledger.release(hint, ALICE)
-    assert ledger.news(1) == [News(model="scenes")]
-    assert ledger.news(0) == []
+    assert told_by_now(ledger) == [News(model="scenes")]
 
 
 def test_an_empty_farm_demands_nothing(ledger):
