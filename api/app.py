@@ -29,6 +29,7 @@ from api import (
     problems,
     reports,
     retention,
+    stored,
     tenants,
     uploads,
 )
@@ -87,6 +88,7 @@ def create_app(settings: Settings, *, traces: Traces | None = None) -> FastAPI:
             farm.watcher.close()
             chores.stop()
             farm.watcher.join()
+            await farm.passage.close()
             http_metrics.registry.unregister(collector)
             farm.celery.close()
             farm.ledger.close()
@@ -123,6 +125,7 @@ def create_app(settings: Settings, *, traces: Traces | None = None) -> FastAPI:
         archive,
         images,
         manifests,
+        stored,
         webhooks,
         uploads,
         tenants,

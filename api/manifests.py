@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import RedirectResponse
 
 from api.guard.callers import Asker, JobId, own_job
+from api.links import SignedLinks
 from api.parts import Farm
 from api.problems import (
     INVALID_REQUEST,
@@ -30,7 +31,7 @@ _RETRY_AFTER_S = 2
     response_description="Go to the signed URL in `Location`: JSON Lines, the job first, then each of its images.",
     responses=documented(UNKNOWN_JOB, MANIFEST_NOT_READY, INVALID_REQUEST, LEDGER_DOWN),
 )
-def get_manifest(farm: Farm, caller: Asker, job_id: JobId) -> RedirectResponse:
+def get_manifest(farm: Farm, links: SignedLinks, caller: Asker, job_id: JobId) -> RedirectResponse:
     """Tell where the manifest of a job is: what was asked for and what became of it, image by image.
 
     It is written when the job has ended, and stays when the job has expired.
@@ -49,4 +50,4 @@ def get_manifest(farm: Farm, caller: Asker, job_id: JobId) -> RedirectResponse:
         if status.manifest_at is None:
             detail = f"{job_id} has ended and its manifest is being written; ask again in a moment"
             raise HttpProblem(MANIFEST_NOT_READY, detail, headers={"Retry-After": str(_RETRY_AFTER_S)})
-    return RedirectResponse(farm.store.presigned_url(manifest_key(job_id)), status_code=307)
+    return RedirectResponse(links.to(manifest_key(job_id)), status_code=307)

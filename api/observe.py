@@ -21,7 +21,7 @@ _HEADERS: Final = tuple(
 )
 _METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 # Programs ask for these again and again: as long as all is well, nobody wants a line of each.
-_POLLED_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics", "/v1/jobs/{job_id}"})
+_POLLED_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics", "/v1/jobs/{job_id}", "/stored/{key}"})
 _READS: Final = frozenset({"GET", "HEAD"})
 _BAD: Final = 400
 _MAX_PATH_CHARS: Final = 200

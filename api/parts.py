@@ -11,6 +11,7 @@ from celery import Celery
 from fastapi import Depends, Request
 
 from api.guard.keyring import Keyring, OpenedBy
+from api.passage import Passage
 from api.watching.bulletin import Bulletin
 from api.watching.texts import JobTexts
 from api.watching.watcher import Watcher
@@ -43,6 +44,7 @@ class Parts:
     keyring: Keyring
     celery: Celery
     store: Store
+    passage: Passage
     started_at: float  # Unix time
     probes: CapacityLimiter  # threads of the readiness probe
     decoders: CapacityLimiter  # threads that decode uploaded pictures
@@ -66,6 +68,7 @@ def build_parts(settings: Settings, webhooks: Sender, keys: Mapping[bytes, Opene
         keyring=Keyring(ledger, keys),
         celery=make_celery(settings),
         store=Store.connect(settings),
+        passage=Passage(settings),
         started_at=started_at,
         probes=CapacityLimiter(_MAX_PROBES),
         decoders=CapacityLimiter(_MAX_DECODERS),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Final
+from typing import Final, NamedTuple
 
 from anyio import to_thread
 from fastapi import APIRouter, Request
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.bodies import check_media_type, read_bytes
 from api.guard.callers import Asker
 from api.guard.inputs import NOTHING_THERE, key_of_picture
+from api.links import SignedLinks
 from api.parts import Farm, Parts
 from api.problems import BODY_TOO_LARGE, INVALID_REQUEST, STORAGE_DOWN, UNSUPPORTED_MEDIA_TYPE, documented
 from farm.errors import Fatal, Refused, StorageDown
@@ -73,7 +74,7 @@ class Upload(BaseModel):
     },
     openapi_extra={"requestBody": _BODY},
 )
-async def upload_picture(request: Request, farm: Farm, caller: Asker) -> JSONResponse:
+async def upload_picture(request: Request, farm: Farm, links: SignedLinks, caller: Asker) -> JSONResponse:
     """Keep a picture for jobs to start from.
 
     Its key follows from its bytes and from whose it is, so that sending it again changes nothing. PNG, JPEG, WebP or
@@ -82,11 +83,20 @@ async def upload_picture(request: Request, farm: Farm, caller: Asker) -> JSONRes
     check_media_type(request, sorted(CONTENT_TYPES.values()))
     body = await read_bytes(request, max_bytes=farm.settings.max_upload_bytes)
     # Few at once: a decoded picture is a hundred times its file.
-    upload = await to_thread.run_sync(keep_picture, farm, body, caller.tenant, limiter=farm.decoders)
+    kept = await to_thread.run_sync(keep_picture, farm, body, caller.tenant, limiter=farm.decoders)
+    upload = Upload(**kept._asdict(), bytes=len(body), url=links.to(kept.key))
     return JSONResponse(upload.model_dump(mode="json"), status_code=201, headers={"Location": upload.url})
 
 
-def keep_picture(farm: Parts, body: bytes, tenant: str, *, field: str = "body") -> Upload:
+class KeptPicture(NamedTuple):
+    """A picture in the store; sizes in pixels, as it is looked at."""
+
+    key: str
+    width: int
+    height: int
+
+
+def keep_picture(farm: Parts, body: bytes, tenant: str, *, field: str = "body") -> KeptPicture:
     """Check a tenant's picture and put it into the store; raises Refused, naming `field`, and StorageDown.
 
     It decodes: call it within `farm.decoders`.
@@ -102,7 +112,7 @@ def keep_picture(farm: Parts, body: bytes, tenant: str, *, field: str = "body") 
     width, height = image.size
     extra = {"action": "picture_uploaded", "key": key, "bytes": len(body)}
     log.info("Kept a picture of %dx%d", width, height, extra=extra)
-    return Upload(key=key, width=width, height=height, bytes=len(body), url=farm.store.presigned_url(key))
+    return KeptPicture(key, width, height)
 
 
 def check_keys(farm: Parts, spec: JobSpec) -> None:

@@ -220,7 +220,7 @@ def farm_env(secret: Secrets, ports: Ports) -> dict[str, str]:
     return {
         "FARM_REDIS_URL": f"redis://:{secret.valkey_password}@{LOOPBACK}:{ports.valkey}/0",
         "FARM_S3_ENDPOINT": endpoint,
-        "FARM_S3_PUBLIC_ENDPOINT": endpoint,
+        "FARM_S3_PUBLIC_ENDPOINT": "api",
         "FARM_S3_BUCKET": BUCKET,
         "FARM_S3_ACCESS_KEY": secret.s3_access_key,
         "FARM_S3_SECRET_KEY": secret.s3_secret_key,

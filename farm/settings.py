@@ -7,12 +7,15 @@ environment.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from farm.catalog.rows import LossyPrecision
+
+_THROUGH_API: Final = "api"
 
 
 class Settings(BaseSettings):
@@ -27,7 +30,13 @@ class Settings(BaseSettings):
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis (or Valkey): ledger and Celery broker.")
     s3_endpoint: str | None = Field(None, description="S3 endpoint; empty means AWS.")
     s3_public_endpoint: str | None = Field(
-        None, description="The S3 endpoint as clients reach it: presigned URLs carry this host."
+        None,
+        description="The S3 endpoint as clients reach it, where signed links lead; by default s3_endpoint. `api`: they"
+        " lead through the API, and clients need not reach S3.",
+    )
+    public_url: str | None = Field(
+        None,
+        description="The API's address in links that lead through it; by default what each request was addressed to.",
     )
     s3_bucket: str = Field("farm", description="Bucket for images; created when missing.")
     s3_region: str = "us-east-1"
@@ -177,3 +186,20 @@ class Settings(BaseSettings):
     # -- the API
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @property
+    def links_through_api(self) -> bool:
+        """Whether signed links lead through the API, not to S3 itself."""
+        return self.s3_public_endpoint == _THROUGH_API
+
+    @field_validator("s3_public_endpoint", "public_url")
+    @classmethod
+    def _is_base(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Refuse what no link can begin with; a closing slash goes."""
+        if value is None or (value == _THROUGH_API and info.field_name == "s3_public_endpoint"):
+            return value
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            also = " or `api`" if info.field_name == "s3_public_endpoint" else ""
+            raise ValueError(f"{value!r} is no URL that links can begin with, such as https://farm.example{also}")
+        return value.rstrip("/")

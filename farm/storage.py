@@ -135,7 +135,7 @@ class Store:
         """
         client = _client(settings, settings.s3_endpoint)
         # A client signs for the host it speaks to, so URLs for the outside need a client of their own.
-        public = settings.s3_public_endpoint
+        public = None if settings.links_through_api else settings.s3_public_endpoint
         signer = _client(settings, public) if public else client
         return cls(client, signer, bucket=settings.s3_bucket, url_expiry_s=settings.url_expiry_s)
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from api.batches.grid_image import Dimension, Geometry, Layout, Shown, compose, geometry_of
 from api.guard.callers import Asker, JobId, own_job
+from api.links import SignedLinks
 from api.parts import Farm, Parts
 from api.problems import (
     GRID_NOT_READY,
@@ -54,7 +55,7 @@ _WEBP_QUALITY: Final = 90
     response_description="Go to the signed URL in `Location`: a PNG, or a WebP where there are many images.",
     responses=documented(UNKNOWN_JOB, NO_GRID, JOB_EXPIRED, GRID_NOT_READY, INVALID_REQUEST, LEDGER_DOWN, STORAGE_DOWN),
 )
-def get_grid(farm: Farm, caller: Asker, job_id: JobId) -> RedirectResponse:
+def get_grid(farm: Farm, links: SignedLinks, caller: Asker, job_id: JobId) -> RedirectResponse:
     """Tell where the labelled picture of all images of a job is, which was sent with `grid: true`.
 
     It is made when the job has ended, and stays when the job has expired.
@@ -67,7 +68,7 @@ def get_grid(farm: Farm, caller: Asker, job_id: JobId) -> RedirectResponse:
         found = next((each for each in _FORMATS if farm.store.exists(grid_key(job_id, each))), None)
         if found is None:
             raise
-        return RedirectResponse(farm.store.presigned_url(grid_key(job_id, found)), status_code=307)
+        return RedirectResponse(links.to(grid_key(job_id, found)), status_code=307)
     header = status.header
     if header.grid is None:
         raise HttpProblem(NO_GRID, f"{job_id} was sent without `grid: true`")
@@ -77,7 +78,7 @@ def get_grid(farm: Farm, caller: Asker, job_id: JobId) -> RedirectResponse:
     if not farm.store.exists(key):
         detail = f"{job_id} has ended and its grid is being made; ask again in a moment"
         raise HttpProblem(GRID_NOT_READY, detail, headers={"Retry-After": str(_RETRY_AFTER_S)})
-    return RedirectResponse(farm.store.presigned_url(key), status_code=307)
+    return RedirectResponse(links.to(key), status_code=307)
 
 
 def keep_grid(farm: Parts, chore: Chore) -> None:

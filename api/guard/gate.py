@@ -38,7 +38,7 @@ ANSWERS: Final = (UNAUTHENTICATED, FORBIDDEN, CROSS_SITE, TOO_MANY_REQUESTS, LED
 """What a request may be told here, whatever it asks for."""
 
 _PUBLIC: Final = frozenset({"/", "/healthz", "/readyz"})
-_PAGE_FILES: Final = "/page/"
+_OPEN_FOLDERS: Final = ("/page/", "/stored/")  # the page's files; what is opened by a link's own signature
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 # These only read, though they are sent by POST.
 _READING_POSTS: Final = frozenset({"/v1/jobs:preview", "/internal/progress", "/sdapi/v1/png-info"})
@@ -106,8 +106,8 @@ def needed_scope(method: str, path: str) -> KeyScope:
 
 
 def is_public(method: str, path: str) -> bool:
-    """Whether nobody is asked for a key: probes, and the page's files, which hold nothing of anybody's."""
-    return method in _SAFE_METHODS and (path in _PUBLIC or path.startswith(_PAGE_FILES))
+    """Whether nobody is asked for a key: probes, the page's files, which are nobody's, and signed links."""
+    return method in _SAFE_METHODS and (path in _PUBLIC or path.startswith(_OPEN_FOLDERS))
 
 
 def _check_scope(caller: Caller, needed: KeyScope) -> None:

@@ -8,9 +8,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.links import Links
 from farm.jobs import Header
 from farm.ledger import ImageStatus
-from farm.storage import Store, object_key
+from farm.storage import object_key
 
 
 class TokenDetails(BaseModel):
@@ -81,7 +82,7 @@ def encoded(image: ImageStatus, file: bytes) -> ImageData:
     return ImageData(b64_json=base64.b64encode(file).decode(), seed=image.seed)
 
 
-def as_url(store: Store, header: Header, image: ImageStatus, *, expiry_s: int | None = None) -> ImageData:
+def as_url(links: Links, header: Header, image: ImageStatus, *, expiry_s: int | None = None) -> ImageData:
     """Return an image by a signed URL. No I/O."""
     key = object_key(header.id, image.index, header.output.format)
-    return ImageData(url=store.presigned_url(key, expiry_s=expiry_s), seed=image.seed)
+    return ImageData(url=links.to(key, expiry_s=expiry_s), seed=image.seed)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any, Final
 
+from api.links import Links
 from api.openai.answers import ImageData, as_url, encoded, images_answer
 from api.openai.batch_lines import Noted, numbered_lines
 from api.openai.batch_records import PREFIX, BatchRecord, Outcome, batch_of_job
@@ -68,7 +69,8 @@ def _is_kept(farm: Parts, job: JobStatus) -> bool:
     earlier = record.outcome
     if earlier is not None and earlier.job_finished_at == job.finished_at:
         return True
-    lines = _Lines(farm, job, tenant, stamp)
+    links = Links(farm.store, record.base if farm.settings.links_through_api else None)
+    lines = _Lines(farm, job, tenant, stamp, links)
     output = lines.keep(is_error=False, expires_after_s=record.output_expires_after_s)
     error = lines.keep(is_error=True, expires_after_s=record.output_expires_after_s)
     if farm.ledger.job(job.header.id).finished_at != job.finished_at:
@@ -122,7 +124,8 @@ class _Line:
 class _Lines:
     """The lines of a batch whose job has ended."""
 
-    def __init__(self, farm: Parts, job: JobStatus, tenant: str, stamp: str) -> None:
+    def __init__(self, farm: Parts, job: JobStatus, tenant: str, stamp: str, links: Links) -> None:
+        self._links = links
         self._farm = farm
         self._job = job
         self._tenant = tenant
@@ -215,7 +218,7 @@ class _Lines:
     def _shown(self, image: ImageStatus, note: Noted) -> ImageData:
         header, store = self._job.header, self._farm.store
         if note.is_url:
-            return as_url(store, header, image, expiry_s=URL_EXPIRY_S)
+            return as_url(self._links, header, image, expiry_s=URL_EXPIRY_S)
         try:
             return encoded(image, store.get(object_key(header.id, image.index, header.output.format)))
         except NoSuchObject:

@@ -60,6 +60,7 @@ class BatchRecord(BaseModel):
     model: str | None
     total: int  # lines
     output_expires_after_s: int | None = None
+    base: str = ""  # the API's address as whoever began it knows it, for links that lead through it
     errors: list[BatchError] = []
     outcome: Outcome | None = None
 

@@ -18,6 +18,7 @@ from starlette.background import BackgroundTasks
 from api.bodies import parse_object, read_body
 from api.guard.callers import Asker, Caller
 from api.jobs import IdempotencyKey, accept
+from api.links import base_of
 from api.one_job import hint_workers
 from api.openai.batch_lines import BatchError, Noted, parse_batch
 from api.openai.batch_outputs import CHORE
@@ -132,13 +133,13 @@ async def create_batch(
     body = await read_body(request, max_bytes=_MAX_BODY_BYTES)
     asked = parse_object(body, BatchRequest)
     key = None if idempotency_key is None else f"openai-batch:{idempotency_key}"
-    batch, model = await run_in_threadpool(_create, farm, caller, asked, key)
+    batch, model = await run_in_threadpool(_create, farm, base_of(request, farm) or "", caller, asked, key)
     if model is not None:
         background.add_task(hint_workers, farm, model)
     return batch
 
 
-def _create(farm: Parts, caller: Caller, asked: BatchRequest, key: str | None) -> tuple[Batch, str | None]:
+def _create(farm: Parts, base: str, caller: Caller, asked: BatchRequest, key: str | None) -> tuple[Batch, str | None]:
     """Return the batch, and its model if that has work now."""
     now = time.time()
     files = Files(farm.store, caller.tenant)
@@ -163,6 +164,7 @@ def _create(farm: Parts, caller: Caller, asked: BatchRequest, key: str | None) -
         model=None if parsed.spec is None else parsed.spec.model,
         total=len(parsed.notes),
         output_expires_after_s=None if asked.output_expires_after is None else asked.output_expires_after.seconds,
+        base=base,
         errors=parsed.errors,
     )
     shelf = shelf_of(farm, caller.tenant)

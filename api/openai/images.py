@@ -13,6 +13,7 @@ from api.bodies import parse_object, read_body
 from api.field_errors import nul_in
 from api.guard.callers import Asker, Caller
 from api.jobs import IdempotencyKey
+from api.links import Links, links_of
 from api.openai.answers import ImageData, ImagesAnswer, as_url, encoded, images_answer
 from api.openai.errors import NOT_AGAIN, documented
 from api.openai.requests import GenerationRequest, ImageRequest, in_openai_words, job_of
@@ -155,7 +156,7 @@ async def answer(
     if not finished.stored:
         raise HttpProblem(JOB_CANCELLED, f"{finished.status.header.id} was cancelled", headers=NOT_AGAIN)
     size = (spec.prompts[0].width, spec.prompts[0].height)  # type: ignore[union-attr]
-    data = await _shown(farm, finished, asked, can_retry=key is not None)
+    data = await _shown(farm, await links_of(request), finished, asked, can_retry=key is not None)
     body = images_answer(finished.status.header, finished.stored, data, size=size)  # type: ignore[arg-type]
     # In a thread: ten large images in base64 take a moment to be written.
     content = await run_in_threadpool(body.model_dump_json)
@@ -163,9 +164,11 @@ async def answer(
     return Response(content, media_type="application/json", headers=headers)
 
 
-async def _shown(farm: Parts, finished: Finished, asked: ImageRequest, *, can_retry: bool) -> list[ImageData]:
+async def _shown(
+    farm: Parts, links: Links, finished: Finished, asked: ImageRequest, *, can_retry: bool
+) -> list[ImageData]:
     if asked.answers_urls:
-        return [as_url(farm.store, finished.status.header, image) for image in finished.stored]
+        return [as_url(links, finished.status.header, image) for image in finished.stored]
     try:
         files = await fetch(farm, finished)
     except StorageDown as error:

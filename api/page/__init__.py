@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Final
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request, Response
 
-from api.parts import Farm, Parts
+from api.links import SignedLinks
 from api.problems import NOT_FOUND, HttpProblem
-from farm.errors import Fatal
 
 router = APIRouter(include_in_schema=False)
 
@@ -65,14 +63,14 @@ def release() -> _Release:
 
 
 @router.get("/")
-async def page(request: Request, farm: Farm) -> Response:
+async def page(request: Request, links: SignedLinks) -> Response:
     """Answer with the page itself; browsers ask each time whether it has changed."""
     return _answer(
         request,
         release().files["index.html"],
         {
             "Cache-Control": _ASK_FIRST,
-            "Content-Security-Policy": policy(image_origin(farm)),
+            "Content-Security-Policy": policy(links.origin()),
             "Cross-Origin-Opener-Policy": "same-origin",
         },
     )
@@ -109,12 +107,3 @@ def policy(image_origin: str) -> str:
             "frame-ancestors 'none'",
         )
     )
-
-
-def image_origin(farm: Parts) -> str:
-    """Return scheme, host and port of signed URLs; nothing where the store has no credentials to sign with."""
-    try:
-        url = urlsplit(farm.store.presigned_url("jobs/"))
-    except Fatal:
-        return ""
-    return f"{url.scheme}://{url.netloc}"

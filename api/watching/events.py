@@ -20,6 +20,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from api.guard.callers import OWN_JOB_PROBLEMS, OwnJob
 from api.images import image_of
+from api.links import Links, SignedLinks
 from api.parts import Farm, Parts
 from api.problems import documented
 from api.watching import sse
@@ -114,6 +115,7 @@ _STREAM: Final[dict[str, Any]] = {
 )
 async def watch_job(
     farm: Farm,
+    links: SignedLinks,
     job: OwnJob,
     query: Annotated[EventsQuery, Query()],
     last_event_id: LastEventId = None,
@@ -124,7 +126,7 @@ async def watch_job(
         after = int(last_event_id.removesuffix(_OVER))
         if last_event_id.endswith(_OVER) and await _is_over(farm, job, after):
             return Response(status_code=204)
-    return EventStream(JobEvents(farm, job.header, after=after, previews=query.previews).tell())
+    return EventStream(JobEvents(farm, links, job.header, after=after, previews=query.previews).tell())
 
 
 async def _is_over(farm: Parts, job: JobStatus, after: int) -> bool:
@@ -135,8 +137,9 @@ async def _is_over(farm: Parts, job: JobStatus, after: int) -> bool:
 class JobEvents:
     """The events of one job for one client."""
 
-    def __init__(self, farm: Parts, header: Header, *, after: int | None, previews: int | None) -> None:
+    def __init__(self, farm: Parts, links: Links, header: Header, *, after: int | None, previews: int | None) -> None:
         self._farm = farm
+        self._links = links
         self._header = header
         self._after = after
         self._previews = previews
@@ -196,7 +199,7 @@ class JobEvents:
         is_away = False
         while True:
             try:
-                texts = await _image_texts(self._farm, self._header, watch, ended)
+                texts = await _image_texts(self._farm, self._links, self._header, watch, ended)
             except LedgerDown:
                 if not is_away:
                     yield _OUTAGE
@@ -248,17 +251,19 @@ class JobEvents:
 _OUTAGE: Final = sse.event("outage", '{"object":"outage","detail":"the ledger does not answer; rendering goes on"}')
 
 
-async def _image_texts(farm: Parts, header: Header, watch: Watch, ended: Sequence[ImageChange]) -> list[bytes]:
-    """Return images as JSON, each made once for all who are told of it at about the same time."""
+async def _image_texts(
+    farm: Parts, links: Links, header: Header, watch: Watch, ended: Sequence[ImageChange]
+) -> list[bytes]:
+    """Return images as JSON, each made once for all who are told of it by the same links at about the same time."""
     now_s = asyncio.get_running_loop().time()
-    made: dict[int, _Made] = watch.memo.setdefault("images", {})
+    made: dict[int, _Made] = watch.memo.setdefault(f"images {links.base}", {})
     for position in list(made):
         if len(made) <= _MAX_TEXTS and now_s - made[position].at_s < _FRESH_S:
             break
         del made[position]
     if missing := [change for change in ended if change.position not in made]:
         # A task of its own: whoever asked first may hang up, and the others wait on.
-        task = asyncio.create_task(run_in_threadpool(_make_texts, farm, header, missing))
+        task = asyncio.create_task(run_in_threadpool(_make_texts, farm, links, header, missing))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         made.update((change.position, _Made(now_s, task)) for change in missing)
     mine = [made[change.position] for change in ended]
@@ -278,14 +283,14 @@ class _Made(NamedTuple):
     task: asyncio.Task[dict[int, bytes]]
 
 
-def _make_texts(farm: Parts, header: Header, changes: Sequence[ImageChange]) -> dict[int, bytes]:
+def _make_texts(farm: Parts, links: Links, header: Header, changes: Sequence[ImageChange]) -> dict[int, bytes]:
     """Read images and write them as JSON, with signed URLs."""
     texts: dict[int, bytes] = {}
     wanted = {change.index for change in changes}
     for first, last in _ranges(wanted):
         for status in farm.ledger.images(header.id, offset=first, limit=last - first + 1):
             if status.index in wanted:
-                texts[status.index] = image_of(farm, header, status).model_dump_json().encode()
+                texts[status.index] = image_of(links, header, status).model_dump_json().encode()
     return texts
 
 

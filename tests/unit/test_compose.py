@@ -218,7 +218,7 @@ def test_ours_are_told_where_redis_and_s3_are(name: str) -> None:
     variables = environment(name)
     assert variables["FARM_REDIS_URL"] == "redis://redis:6379/0"
     assert variables["FARM_S3_ENDPOINT"] == "http://s3:8333"
-    assert variables["FARM_S3_PUBLIC_ENDPOINT"] == "${FARM_S3_PUBLIC_ENDPOINT:-http://localhost:8333}"
+    assert variables["FARM_S3_PUBLIC_ENDPOINT"] == "${FARM_S3_PUBLIC_ENDPOINT:-api}"
     for secret in SECRETS:
         assert str(variables[secret]).startswith(f"${{{secret}:?")
 
@@ -244,7 +244,7 @@ def test_defaults_in_env_example_are_those_of_the_settings() -> None:
     examples |= {"FARM_WEBHOOK_SECRET", "FARM_WEBHOOK_ALLOW_PRIVATE", "FARM_PRECISION"}
     examples |= {"FARM_GPU_HOUR_PRICE", "FARM_METRICS_KEY", "FARM_OTLP_ENDPOINT", "FARM_OPENAI_MODEL"}
     examples |= {"FARM_A1111_MODEL", "FARM_STYLES_FILE"}
-    examples |= {"FARM_ALLOWED_HOSTS", "FARM_CORS_ORIGINS", "FARM_WILDCARDS_DIR"}
+    examples |= {"FARM_ALLOWED_HOSTS", "FARM_CORS_ORIGINS", "FARM_PUBLIC_URL", "FARM_WILDCARDS_DIR"}
     examples |= {"FARM_AUTH"}  # compose has a default of its own
     shown = {name for name, (_, live) in env_example().items() if name.startswith("FARM_") and not live}
     for name in shown - examples:

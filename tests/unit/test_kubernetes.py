@@ -333,4 +333,5 @@ def test_the_example_builds(tmp_path) -> None:
     assert f"registry.example/diffusion-farm-api:{VERSION}" in images
     assert f"registry.example/diffusion-farm-worker:{VERSION}" in images
     (config,) = [d for d in found if d["kind"] == "ConfigMap"]
-    assert config["data"]["FARM_S3_PUBLIC_ENDPOINT"] == "https://images.example"
+    assert config["data"]["FARM_S3_PUBLIC_ENDPOINT"] == "api"
+    assert config["data"]["FARM_PUBLIC_URL"] == "https://farm.example"

@@ -20,7 +20,7 @@ def client_of(**settings):
     app = FastAPI()
     problems.install(app)
     app.include_router(page.router)
-    app.state.parts = SimpleNamespace(store=Store.connect(Settings(**settings)))
+    app.state.parts = SimpleNamespace(store=Store.connect(Settings(**settings)), settings=Settings(**settings))
     return TestClient(app)
 
 
@@ -61,6 +61,15 @@ def test_where_pictures_lie_follows_from_the_settings(settings, origin):
     """With one endpoint for all, and on AWS, whose host names the bucket."""
     policy = client_of(**settings).get("/").headers["content-security-policy"]
     assert f"img-src 'self' data: blob: {origin};" in policy
+
+
+def test_pictures_that_come_through_the_api_are_the_pages_own():
+    """From where the page itself was opened, or where the operator says that the API is."""
+    behind = {"s3_endpoint": "http://s3:8333", "s3_public_endpoint": "api", **KEYS}
+    policy = client_of(**behind).get("/", headers={"Host": "gpu-box:8080"}).headers["content-security-policy"]
+    assert "img-src 'self' data: blob: http://gpu-box:8080;" in policy
+    answer = client_of(**behind, public_url="https://farm.example").get("/")
+    assert "img-src 'self' data: blob: https://farm.example;" in answer.headers["content-security-policy"]
 
 
 def test_browsers_ask_for_the_page_and_keep_its_files(client):
