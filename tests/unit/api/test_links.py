@@ -88,7 +88,9 @@ def test_without_the_setting_links_lead_to_s3():
 
 
 @pytest.mark.parametrize("name", ["s3_public_endpoint", "public_url"])
-@pytest.mark.parametrize("value", ["images.example", "localhost:8333", "ftp://a", "https://", "https://a?b", "https://a#b"])
+@pytest.mark.parametrize(
+    "value", ["images.example", "localhost:8333", "ftp://a", "https://", "https://a?b", "https://a#b"]
+)
 def test_what_no_link_can_begin_with_is_refused(name, value):
     """At the start, with an example."""
     with pytest.raises(ValidationError, match=r"no URL that links can begin with, such as https://farm\.example"):
