@@ -104,6 +104,7 @@ export function imageDialog(signal) {
   function recipe(image) {
     const { again } = image;
     const isOpen = !SETTLED.has(image.state);
+    const isStored = image.state === "stored";
     return [
       h("h2", { class: "prompt" }, image.prompt),
       again?.negative_prompt &&
@@ -112,6 +113,7 @@ export function imageDialog(signal) {
         "div",
         { class: "actions" },
         again && button("Again with…", { name: "again", kind: "primary needs-submit", press: () => repeat(image) }),
+        again && isStored && button("Start from it", { name: "up", kind: "needs-submit", press: () => goOnFrom(image) }),
         image.download_url && h("a", { class: "button", href: image.download_url }, "Download"),
         again && button("Copy", { name: "copy", title: "The job that makes this image", press: () => copy(again) }),
         isOpen && button("Cancel", { name: "stop", kind: "needs-submit", press: cancel }),
@@ -128,6 +130,12 @@ export function imageDialog(signal) {
 
   function repeat(image) {
     fillForm(image.again);
+    location.hash = "#/new";
+  }
+
+  /** Fill the form with the same, but starting from this picture. */
+  function goOnFrom({ again: { mask_image, strength, hires, ...again }, key }) {
+    fillForm({ ...again, image: key });
     location.hash = "#/new";
   }
 
