@@ -89,7 +89,7 @@ class Stages:
             self._live = None
 
 
-def banner(*, url: str, s3: str, data: Path, workers: Sequence[Json], is_local: bool) -> None:
+def banner(*, url: str, s3: str, data: Path, workers: Sequence[Json]) -> None:
     """Say where everything is, once a farm is ready."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
@@ -102,8 +102,6 @@ def banner(*, url: str, s3: str, data: Path, workers: Sequence[Json], is_local: 
         table.add_row("worker", escape(f"{worker.get('node', '?')} on {device}, {worker.get('max_batch', '?')} seats"))
     api = "" if url == "http://127.0.0.1:8080" else f" --api {url}"
     table.add_row("try", escape(f'farm submit{api} -p "a red heart left of a green house at night"'))
-    if not is_local:
-        table.add_row("note", "image URLs point at 127.0.0.1: for clients on other machines use docker compose")
     console.print(Panel(table, title="[bold]the farm is ready[/]", subtitle="Ctrl-C stops it", expand=False))
 
 

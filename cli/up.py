@@ -210,7 +210,6 @@ def start(
             s3=f"http://{embedded.LOOPBACK}:{ports.s3}",
             data=options.data,
             workers=found,
-            is_local=options.is_local,
         )
 
 

@@ -1,6 +1,6 @@
 """Fixtures of the browser tests: a headless Chromium, farms to look at, and pages that must behave.
 
-Whatever a test looks at, its page may speak to the farm's API and store alone, and may leave no error on the console.
+Whatever a test looks at, its page may speak to the farm's API alone, through which its pictures come, and may leave no error on the console.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from axe_playwright_python.base import AXE_FILE_PATH
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from page_visits import PATIENCE_MS, Visit, store_of
+from page_visits import PATIENCE_MS, Visit
 from running_farm import Farm, running_farm
 
 # Colours that fade in are no colours to judge; what glows does so for ever.
@@ -43,7 +43,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def farm(tmp_path_factory) -> Iterator[Farm]:
     """Run a farm with one worker, for all tests that look at pictures."""
-    with _without_outside_settings(), running_farm(tmp_path_factory.mktemp("farm")) as farm:
+    with _without_outside_settings(), running_farm(tmp_path_factory.mktemp("farm"), s3_public_endpoint="api") as farm:
         farm.start_worker()
         yield farm
 
@@ -71,7 +71,7 @@ def visit(browser, farm) -> Iterator[Visit]:
     """Return a visitor of the farm with a worker."""
     visit = Visit(browser, str(farm.client.base_url))
     yield visit
-    visit.leave({urlsplit(visit.url).netloc, store_of(farm)})
+    visit.leave({urlsplit(visit.url).netloc})
 
 
 @pytest.fixture(scope="session")

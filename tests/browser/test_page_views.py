@@ -128,15 +128,26 @@ def test_a_job_is_followed_without_streams(visit, farm):
     expect(page.locator(".crumb .mark")).to_have_text("done")
 
 
-def test_a_store_out_of_reach_is_told(visit, pictures):
-    """Who can reach the API but not the store learns which address that is, and who sets it."""
-    visit.expected = ("Failed to load resource",)
+def test_pictures_that_do_not_come_are_told(visit, pictures):
+    """Through the API, whose store fails then; or from a store elsewhere: which address that is, and who sets it."""
+    visit.expected = ("Failed to load resource", "Content Security Policy")
+    visit.led_to = {"store.example"}
     page = visit.open(
         f"#/jobs/{pictures}",
         before=lambda page: page.route(re.compile(r"X-Amz-Signature"), lambda route: route.abort()),
     )
-    expect(page.locator(".notice-inline")).to_contain_text("FARM_S3_PUBLIC_ENDPOINT")
+    expect(page.locator(".notice-inline")).to_contain_text("the farm's store does not answer")
     expect(page.locator(".cell[data-broken]")).to_have_count(4)
+
+    def elsewhere(route):
+        answer = route.fetch()
+        text = re.sub(r'"http://[^"/]+/stored/', '"http://store.example/', answer.text())
+        route.fulfill(response=answer, body=text)
+
+    page.route(re.compile(r"/images\?"), elsewhere)
+    page.reload()
+    expect(page.locator(".notice-inline")).to_contain_text("Pictures lie at http://store.example")
+    expect(page.locator(".notice-inline")).to_contain_text("FARM_S3_PUBLIC_ENDPOINT")
 
 
 def test_unknown_jobs_are_told(visit):

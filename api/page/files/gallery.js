@@ -297,8 +297,12 @@ export class Gallery {
       return;
     }
     const { origin } = new URL(image.shown);
-    const remedy = "The farm's operator sets that address with FARM_S3_PUBLIC_ENDPOINT.";
-    text(this.notice, `Pictures lie at ${origin}, which this browser cannot reach. ${remedy}`);
+    const remedy = "The farm's operator sets that address with FARM_S3_PUBLIC_ENDPOINT, or FARM_PUBLIC_URL.";
+    const reason =
+      origin === location.origin
+        ? "Pictures do not come: the farm's store does not answer, or has lost them."
+        : `Pictures lie at ${origin}, which this browser cannot reach. ${remedy}`;
+    text(this.notice, reason);
     this.notice.hidden = false;
   }
 
