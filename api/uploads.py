@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from anyio import to_thread
@@ -17,8 +18,7 @@ from api.links import SignedLinks
 from api.parts import Farm, Parts
 from api.problems import BODY_TOO_LARGE, INVALID_REQUEST, STORAGE_DOWN, UNSUPPORTED_MEDIA_TYPE, documented
 from farm.errors import Fatal, Refused, StorageDown
-from farm.pictures import is_url, pictures_of, read_picture
-from farm.requests import JobSpec
+from farm.pictures import is_url, read_picture
 from farm.storage import CONTENT_TYPES
 
 log = logging.getLogger(__name__)
@@ -115,13 +115,13 @@ def keep_picture(farm: Parts, body: bytes, tenant: str, *, field: str = "body") 
     return KeptPicture(key, width, height)
 
 
-def check_keys(farm: Parts, spec: JobSpec) -> None:
-    """Raise Refused when a job names a key under which nothing lies.
+def check_keys(farm: Parts, pictures: Iterable[tuple[str, str]]) -> None:
+    """Raise Refused when a job's pictures, (field, source) each, have a key among them under which nothing lies.
 
     A courtesy: a worker would find out as well. Where there are many keys, or the store does not answer, it will.
     """
     fields: dict[str, str] = {}
-    for field, source in pictures_of(spec):
+    for field, source in pictures:
         if not is_url(source):
             fields.setdefault(source, field)
     if len(fields) > _MAX_LOOKED_UP:

@@ -23,6 +23,7 @@ KEY_VARIABLE: Final = "FARM_API_KEY"
 FINAL_STATES: Final = frozenset({"done", "failed", "cancelled"})
 PAGE: Final = 200
 
+_UPLOAD_PATIENCE_S: Final = 90.0
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _MAX_SHOWN_CHOICES: Final = 24
 _MAX_SHOWN_VALUE: Final = 80
@@ -74,8 +75,9 @@ class FarmClient:
         return self._ask("POST", "/v1/jobs:preview", **_as_request(job, query or {}, headers={}))
 
     def upload(self, data: bytes, media_type: str) -> Json:
-        """Bring a picture to the farm; the answer has its key."""
-        return self._ask("POST", "/v1/uploads", content=data, headers={"Content-Type": media_type})
+        """Bring a picture to the farm; the answer has its key. One of many may have to wait for its key's limit."""
+        headers = {"Content-Type": media_type}
+        return self._ask("POST", "/v1/uploads", patience_s=_UPLOAD_PATIENCE_S, content=data, headers=headers)
 
     def job(self, job_id: str) -> Json:
         """Return a job as it stands."""
@@ -183,8 +185,8 @@ class FarmClient:
         except httpx.HTTPError:
             return False
 
-    def _ask(self, method: str, path: str, **request: Any) -> Json:
-        deadline = time.monotonic() + self._patience_s
+    def _ask(self, method: str, path: str, *, patience_s: float | None = None, **request: Any) -> Json:
+        deadline = time.monotonic() + (self._patience_s if patience_s is None else patience_s)
         wait_s = 0.2
         while True:
             try:

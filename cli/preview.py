@@ -12,7 +12,7 @@ from rich.table import Table
 from cli import promptfiles, show
 from cli.client import DEFAULT_API, FarmClient
 from cli.options import Api, Files, Model, Num, Prompt, Seed, Setting, Steps, Template
-from cli.submit import bring_pictures
+from cli.pictures import Asked, LocalPictures
 
 app = typer.Typer()
 
@@ -40,8 +40,8 @@ def preview_job(
     }
     job = promptfiles.build_job(files or [], prompt or [], options)
     with FarmClient(api) as client:
-        bring_pictures(client, job)
-        told = client.preview(job, promptfiles.parse_settings(settings or []))
+        asked = Asked(job, promptfiles.parse_settings(settings or []))
+        told = client.preview(*LocalPictures(asked).to_come())
     show.console.print(_prompts_table(told["prompts"]))
     if (more := told["num_prompts"] - len(told["prompts"])) > 0:
         show.console.print(f"[dim]… and {more:,} more[/]")

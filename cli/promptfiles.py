@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cli.exits import CliError, Exit
+from cli.named import Rename, rename_in_cells, written_in
+from cli.tables import rename_in_table
+from cli.yaml_files import rename_in_yaml
 
 DEFAULT_MODEL: Final = "scenes"
 
@@ -33,6 +36,18 @@ class RawFile(NamedTuple):
     content: bytes
     media_type: str
     query: dict[str, str]
+    path: Path
+
+    def renamed(self, rename: Rename) -> RawFile:
+        """Return the same with the pictures of this machine that it names renamed; what cannot be read stays."""
+        query = rename_in_cells(self.query, rename, str)
+        try:
+            text = self.content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            return self._replace(query=query)
+        rename_in = rename_in_yaml if self.media_type == _YAML else rename_in_table
+        renamed = rename_in(text, rename, name=str(self.path), folder=self.path.parent)
+        return self._replace(query=query, content=self.content if renamed == text else renamed.encode())
 
 
 def is_sent_raw(path: Path) -> bool:
@@ -57,7 +72,7 @@ def build_job(
     query = dict(flattened(options))
     if media_type != _YAML:  # which may say so itself
         query.setdefault("model", default_model)
-    return RawFile(content, media_type, query)
+    return RawFile(content, media_type, query, path)
 
 
 def flattened(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -76,25 +91,34 @@ def read_body(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CliError(f"{path}: {reason}", code=Exit.USAGE) from error
-    body = parse_body(text, suffix=path.suffix.lower(), name=str(path))
+    folder = None if str(path) == "-" else path.parent
+    body = parse_body(text, suffix=path.suffix.lower(), name=str(path), folder=folder)
     if not body.get("prompts"):
         raise CliError(f"{path}: no prompt in it", code=Exit.USAGE)
     return body
 
 
-def parse_body(text: str, *, suffix: str, name: str) -> dict[str, Any]:
-    """Return the job body that a file's text stands for; without a telling suffix, its first character decides."""
+def parse_body(text: str, *, suffix: str, name: str, folder: Path | None = None) -> dict[str, Any]:
+    """Return the job body that a file's text stands for; without a telling suffix, its first character decides.
+
+    Pictures that the file names are looked for in `folder` first.
+    """
     if suffix in _JSON_LINES:
-        return parse_json_lines(text, name=name)
+        return parse_json_lines(text, name=name, folder=folder)
     looks_like_json = text.lstrip()[:1] in {"{", "["}
     if suffix == ".json" or (suffix not in {".txt", ".md"} and looks_like_json):
         try:
             document = json.loads(text)
         except json.JSONDecodeError as error:
             if suffix != ".json" and error.msg == "Extra data":
-                return parse_json_lines(text, name=name)
+                return parse_json_lines(text, name=name, folder=folder)
             raise CliError(f"{name}:{error.lineno}: {error.msg}", code=Exit.USAGE) from error
-        return job_body(document, name=name)
+        body = job_body(document, name=name)
+        written_in(body, place=f"{name}: ", folder=folder)
+        prompts = body.get("prompts")
+        for number, prompt in enumerate(prompts if isinstance(prompts, list) else ()):
+            written_in(prompt, place=f"{name}: prompts.{number}.", folder=folder)
+        return body
     return {"prompts": parse_text(text)}
 
 
@@ -114,7 +138,7 @@ def parse_text(text: str) -> list[Any]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def parse_json_lines(text: str, *, name: str) -> dict[str, Any]:
+def parse_json_lines(text: str, *, name: str, folder: Path | None = None) -> dict[str, Any]:
     """Return the job body of a JSON Lines file: strings, or objects with a `prompt`; the first may be the settings."""
     settings: dict[str, Any] = {}
     prompts: list[Any] = []
@@ -125,6 +149,7 @@ def parse_json_lines(text: str, *, name: str) -> dict[str, Any]:
             document = json.loads(line)
         except json.JSONDecodeError as error:
             raise CliError(f"{name}:{number}: {error.msg}: {line.strip()[:80]}", code=Exit.USAGE) from error
+        written_in(document, place=f"{name}: row {number}, ", folder=folder)
         if isinstance(document, str) or (isinstance(document, dict) and "prompt" in document):
             prompts.append(document)
         elif isinstance(document, dict) and not prompts and not settings:

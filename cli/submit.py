@@ -12,7 +12,7 @@ from cli import watch
 from cli.client import FarmClient, total_of
 from cli.download import Downloaded, download
 from cli.exits import Exit
-from cli.pictures import upload_pictures
+from cli.pictures import Asked, LocalPictures
 from cli.promptfiles import RawFile
 from cli.show import console, errors
 
@@ -25,22 +25,20 @@ def submit(
     wait: bool,
     folder: Path | None,
 ) -> Exit:
-    """Submit a job, after the local pictures that it names.
+    """Submit a job, after the pictures of this machine that it names.
 
     Unless told not to, follow it to its end, then bring its images into `folder`.
     """
-    bring_pictures(client, job_asked)
-    job = client.submit(job_asked, query)
+    asked = Asked(job_asked, query)
+    if pictures := LocalPictures(asked):
+        client.preview(*pictures.to_come())  # what else is wrong with the job is told before the first is sent
+        asked = pictures.sent(client)
+    job = client.submit(*asked)
     images = total_of(job)
     console.print(f"[bold]{escape(job['id'])}[/]  {images} image{'s' * (images != 1)} of {escape(job['model'])}")
     if not wait:
         return Exit.OK
     return follow(client, job, folder=folder)
-
-
-def bring_pictures(client: FarmClient, job: dict[str, Any] | RawFile) -> None:
-    """Upload the local pictures that a job names, and name their keys instead; in a raw file, only those of options."""
-    upload_pictures(client, job.query if isinstance(job, RawFile) else job)
 
 
 def follow(client: FarmClient, job: dict[str, Any], *, folder: Path | None) -> Exit:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 FORMATS: Final[dict[str, ImageFormat]] = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp", "AVIF": "avif"}
 """What is read, by Pillow's name and by ours."""
 
+TO_COME: Final = "uploads/to-come"
+"""Stands, in a preview alone, for a picture that will be uploaded when the job is sent. Nothing ever lies there."""
+
 _KEY: Final = re.compile(r"(?:uploads|jobs)(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 

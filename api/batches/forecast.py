@@ -165,7 +165,7 @@ async def preview_job(request: Request, farm: Farm, caller: Asker) -> JobPreview
     """Tell how many images a job would have, the first of its prompts, what it would cost and when it would be done.
 
     Takes what `POST /v1/jobs` takes and refuses what that refuses, but writes nothing. Seeds that the job does not name
-    are drawn anew each time.
+    are drawn anew each time. `uploads/to-come` stands for a picture that will be uploaded before the job is sent.
     """
     sent = await read_sent(request, max_bytes=farm.settings.max_body_bytes)
     return await run_in_threadpool(_preview, farm, caller, sent)
@@ -174,7 +174,7 @@ async def preview_job(request: Request, farm: Farm, caller: Asker) -> JobPreview
 def _preview(farm: Parts, caller: Caller, sent: Sent) -> JobPreview:
     spec, places = job_asked(sent, max_prompts=farm.settings.max_prompts)
     with told_by(places):
-        job = prepare(farm, spec, tenant=caller.tenant, may_name_all=caller.is_operator)
+        job = prepare(farm, spec, tenant=caller.tenant, may_name_all=caller.is_operator, is_preview=True)
     return JobPreview.of(job, estimate(farm.ledger, job), farm.settings.gpu_hour_price)
 
 

@@ -16,7 +16,7 @@ from api.uploads import check_keys
 from farm.errors import Refused
 from farm.expand import expand
 from farm.jobs import ExpandedJob, new_job_id
-from farm.pictures import hosts_of
+from farm.pictures import TO_COME, hosts_of, pictures_of
 from farm.requests import JobSpec
 
 GRID_CHORE: Final = "grid"
@@ -33,9 +33,11 @@ def prepare(
     job_id: str | None = None,
     afterwards: Sequence[str] = (),
     may_name_all: bool = False,
+    is_preview: bool = False,
 ) -> ExpandedJob:
     """Return the job that a tenant asks for, as `api.jobs.accept` would open it.
 
+    A preview may name pictures that are to come; no job may.
     Raises Refused for what templates, matrix, catalog or limits do not allow, in the words of what was sent.
     """
     settings = farm.settings
@@ -63,9 +65,10 @@ def prepare(
             afterwards=(*([GRID_CHORE] if spec.grid else []), *afterwards),
             grid=unfolded.grid,
         )
+    pictures = [(field, source) for field, source in pictures_of(spec) if not (is_preview and source == TO_COME)]
     if not may_name_all:
-        check_owners(farm, spec, tenant=tenant)
-    check_keys(farm, spec)
+        check_owners(farm, pictures, tenant=tenant)
+    check_keys(farm, pictures)
     if spec.webhook is not None:
         farm.webhooks.check(spec.webhook.url, field="webhook.url")
     return job

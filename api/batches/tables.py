@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,12 +11,9 @@ from api.batches.cells import JOB_CELLS, PROMPT_CELLS, Cell, put
 from api.batches.places import Places
 from api.field_errors import FieldError, cut, our_name
 from api.problems import INVALID_REQUEST, MALFORMED_BODY, HttpProblem
+from farm.tables import BadTable, Row, Table, plain_name, table_of
 
-_DELIMITERS: Final = (",", ";", "\t")
 _MAX_COLUMNS: Final = 64
-_MAX_LINE_CHARS: Final = 500_000
-_QUOTED: Final = re.compile(r'"[^"]*+"')
-_HINT: Final = re.compile(r"sep=([,;|\t])\r?\n", re.IGNORECASE)  # what Excel writes and reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +33,13 @@ def read_table(text: str, *, max_prompts: int) -> tuple[list[dict[str, Any]], Pl
     have decimal commas. Empty cells are absent, empty rows are skipped, columns whose name begins with `#` are the
     client's own. Raises HttpProblem with row and column; whether a value will do is for the check of all jobs to say.
     """
-    hint = _HINT.match(text)
-    start = hint.end() if hint else 0
-    delimiter = hint[1] if hint else _delimiter_of(text)
-    rows = _rows(text[start:], delimiter, first_row=2 if hint else 1)
-    header_row, header = next(((row, cells) for row, cells in rows if any(map(str.strip, cells))), (1, []))
+    table = table_of(text)
+    rows = _rows(table)
+    header_row, header = next(((row, cells) for row, cells, *_ in rows if any(map(str.strip, cells))), (1, []))
     columns = _columns(header, header_row)
     prompts: list[dict[str, Any]] = []
     lines: dict[str, int] = {}
-    for row, cells in rows:
+    for row, cells, *_ in rows:
         if not any(map(str.strip, cells)):
             continue
         if len(cells) > len(header) and any(map(str.strip, cells[len(header) :])):
@@ -61,37 +53,18 @@ def read_table(text: str, *, max_prompts: int) -> tuple[list[dict[str, Any]], Pl
         prompt: dict[str, Any] = {}
         for column in columns:
             if column.place < len(cells) and cells[column.place].strip():
-                value = column.cell.read(cells[column.place], has_decimal_comma=delimiter == ";")
+                value = column.cell.read(cells[column.place], has_decimal_comma=table.delimiter == ";")
                 put(prompt, column.field, value)
         prompts.append(prompt)
     return prompts, Places(lines, {column.field: column.name for column in columns})
 
 
-def _delimiter_of(text: str) -> str:
-    """Return the delimiter that the first line with anything in it has most of, outside quotes."""
-    header = _QUOTED.sub("", text.lstrip()[:10_000].partition("\n")[0])
-    return max(_DELIMITERS, key=header.count)
-
-
-def _rows(text: str, delimiter: str, *, first_row: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield the cells of each row, with the line it begins in; raises HttpProblem for quotes that do not match."""
-    reader = csv.reader(_lines(text), delimiter=delimiter, strict=True)
-    while True:
-        row = first_row + reader.line_num
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise _refused(row, None, f"cannot be read: {error}", kind=MALFORMED_BODY) from error
-        yield row, cells
-
-
-def _lines(text: str) -> Iterator[str]:
-    for number, line in enumerate(io.StringIO(text, newline=""), start=1):
-        if len(line) > _MAX_LINE_CHARS:
-            raise _refused(number, None, f"has more than {_MAX_LINE_CHARS:,} characters", kind=MALFORMED_BODY)
-        yield line
+def _rows(table: Table) -> Iterator[Row]:
+    """Yield the rows; raises HttpProblem where they cannot be read, as for quotes that do not match."""
+    try:
+        yield from table.rows
+    except BadTable as error:
+        raise _refused(error.row, None, error.reason, kind=MALFORMED_BODY) from error
 
 
 def _columns(header: list[str], row: int) -> list[_Column]:
@@ -116,7 +89,7 @@ def _columns(header: list[str], row: int) -> list[_Column]:
 
 def _field_of(name: str) -> str:
     """Return our name of a column: `CFG Scale` and `cfg_scale` are `guidance_scale`."""
-    plain = re.sub(r"[\s-]+", "_", name[:100].lower())
+    plain = plain_name(name)
     return our_name(plain) or plain
 
 

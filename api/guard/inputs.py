@@ -7,14 +7,14 @@ under one is for api/uploads.py to look.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Final
 
 from api.expired import tenant_of_expired
 from api.parts import DEFAULT_TENANT, Parts
 from farm.errors import Refused
 from farm.jobs import JOB_ID_FORM
-from farm.pictures import is_url, pictures_of
-from farm.requests import JobSpec
+from farm.pictures import is_url
 from farm.storage import ImageFormat, upload_key, uploader_of
 
 NOTHING_THERE: Final = "nothing lies under this key; POST /v1/uploads answers with one"
@@ -28,13 +28,13 @@ def key_of_picture(data: bytes, image_format: ImageFormat, *, tenant: str) -> st
     return upload_key(hashlib.sha256(data).hexdigest(), image_format, owner=owner)
 
 
-def check_owners(farm: Parts, spec: JobSpec, *, tenant: str) -> None:
-    """Raise Refused, as for a key under which nothing lies, when a job names a picture that is not its tenant's.
+def check_owners(farm: Parts, pictures: Iterable[tuple[str, str]], *, tenant: str) -> None:
+    """Raise Refused, as for a key under which nothing lies, when one of a job's pictures is not its tenant's.
 
-    Raises LedgerDown and StorageDown: whose a picture is must be known.
+    Pictures are (field, source) each. Raises LedgerDown and StorageDown: whose a picture is must be known.
     """
     fields_of_jobs: dict[str, tuple[str, str]] = {}
-    for field, source in pictures_of(spec):
+    for field, source in pictures:
         if is_url(source):
             continue
         folder, _, rest = source.partition("/")

@@ -12,6 +12,7 @@ from PIL import Image
 from api.guard.keyring import MAX_AGE_S
 from api_client import WORKER
 from farm.logs import QUIETED, JsonFormatter
+from farm.pictures import TO_COME
 from farm.storage import object_key
 
 OPERATOR_KEY = "operator-" + "0123456789abcdef" * 2
@@ -197,6 +198,10 @@ def test_no_job_starts_from_another_tenants_pictures(start, s3):
     api.post_job(expect=422, headers=bob, prompts=[{"prompt": "a", "image": kept["alice"]["key"]}])
     for who, key in ((bob, kept["bob"]["key"]), (alice, made), (OPERATOR, made), (OPERATOR, kept["alice"]["key"])):
         api.post_job(headers=who, image=key)
+    preview = {"model": "scenes", "prompts": ["a"], "image": TO_COME, "mask_image": kept["bob"]["key"]}
+    assert api.post("/v1/jobs:preview", headers=bob, json=preview).status_code == 200
+    preview["mask_image"] = kept["alice"]["key"]
+    assert api.post("/v1/jobs:preview", headers=bob, json=preview).json()["errors"][0]["field"] == "mask_image"
 
 
 def test_a_job_that_has_expired_lends_its_images_to_its_tenant_alone(start, s3):

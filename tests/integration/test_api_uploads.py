@@ -9,6 +9,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from farm.pictures import TO_COME
 from farm.storage import object_key
 
 
@@ -154,6 +155,16 @@ def test_a_key_under_which_nothing_lies_is_refused_at_once(api):
     problem = api.post_job(prompts=["a", {"prompt": "b", "image": key, "mask_image": missing}], expect=422)
     (error,) = problem["errors"]
     assert (error["field"], error["value"]) == ("prompts.1.mask_image", missing)
+
+
+def test_a_preview_may_name_pictures_that_are_to_come(api):
+    """So that a job can be looked at before its pictures are sent; a job that names them so is refused."""
+    body = {"model": "scenes", "prompts": [{"prompt": "b", "mask_image": TO_COME}], "image": TO_COME, "strength": 0.5}
+    assert api.post("/v1/jobs:preview", json=body).status_code == 200
+    (error,) = api.post_job(**body, expect=422)["errors"]
+    assert (error["field"], error["value"]) == ("image", TO_COME)
+    (error,) = api.post("/v1/jobs:preview", json={**body, "image": f"uploads/{'0' * 64}.png"}).json()["errors"]
+    assert error["field"] == "image"
 
 
 def test_a_job_of_very_many_pictures_is_not_kept_waiting(api):

@@ -49,8 +49,9 @@ def test_tables_and_yaml_are_sent_as_they_are(tmp_path):
     table = write(tmp_path / "a.CSV", "prompt\na\n")
     options = {"seed": 7, "reuse": True, "output": {"format": "webp"}, "labels": {"a": "b"}, "width": None}
     query = {"seed": "7", "reuse": "true", "output.format": "webp", "labels.a": "b", "model": "scenes"}
-    assert build_job([table], [], options) == (b"prompt\na\n", "text/csv", query)
-    assert build_job([write(tmp_path / "a.yml", "prompts: [a]")], [], {}) == (b"prompts: [a]", "application/yaml", {})
+    assert build_job([table], [], options) == (b"prompt\na\n", "text/csv", query, table)
+    document = write(tmp_path / "a.yml", "prompts: [a]")
+    assert build_job([document], [], {}) == (b"prompts: [a]", "application/yaml", {}, document)
     assert build_job([], ["a star"], {}) == {"model": "scenes", "prompts": ["a star"]}
     for files, prompts in (([table, table], []), ([table], ["a star"])):
         with pytest.raises(CliError, match="by itself"):
