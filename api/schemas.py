@@ -201,7 +201,7 @@ class Image(BaseModel):
                     "state": "stored",
                     "attempts": 1,
                     "key": f"jobs/{_JOB_ID}/00000003.png",
-                    "url": f"http://localhost:8333/farm/jobs/{_JOB_ID}/00000003.png?X-Amz-Signature=…",
+                    "url": f"http://localhost:8080/stored/jobs/{_JOB_ID}/00000003.png?X-Amz-Signature=…",
                     "thumbnail_url": None,
                     "upscaled_url": None,
                     "stored_at": _WHEN,
@@ -223,7 +223,7 @@ class Image(BaseModel):
     state: UnitState
     attempts: int = Field(description="How often it was handed to a worker.")
     key: str | None = Field(description="Its object key in the bucket, once stored.")
-    url: str | None = Field(description="A signed GET URL, once stored; valid for FARM_URL_EXPIRY_S seconds.")
+    url: str | None = Field(description="A signed GET URL, once stored; valid for FARM_URL_EXPIRY_S seconds. It needs no key.")
     thumbnail_url: str | None = Field(
         description="Likewise of its thumbnail, where `output.thumbnail_px` asked for it."
     )

@@ -49,7 +49,7 @@ class Upload(BaseModel):
                     "width": 512,
                     "height": 512,
                     "bytes": 402133,
-                    "url": "http://localhost:8333/farm/uploads/2c26….png?X-Amz-Algorithm=…",
+                    "url": "http://localhost:8080/stored/uploads/2c26….png?X-Amz-Algorithm=…",
                 }
             ]
         }
