@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from farm.errors import Refused
 
@@ -106,6 +106,8 @@ def read_picture(data: bytes, *, max_pixels: int) -> tuple[Image.Image, ImageFor
             return ImageOps.exif_transpose(image), FORMATS[image.format or ""]
     except Refused:
         raise
+    except UnidentifiedImageError as error:
+        raise Refused("is no picture of a format that is read", choices=list(FORMATS.values())) from error
     except Exception as error:  # decoders raise anything on bytes made to break them
         raise Refused(f"is no whole picture: {error}", choices=list(FORMATS.values())) from error
 

@@ -37,14 +37,13 @@ from api.a1111.listed import (
 from api.a1111.options import MODEL, checked, shown
 from api.a1111.samplers import listed_samplers, listed_schedules
 from api.a1111.styles import load_styles
+from api.ingredients import files_below
 from api.parts import Farm, Parts
 from api.problems import UNKNOWN_MODEL, HttpProblem
 from farm.weights.headers import BadHeader, read_header
 
 router = APIRouter(prefix="/sdapi/v1", tags=["a1111"])
 
-_SAFETENSORS: Final = ".safetensors"
-_MAX_LISTED: Final = 10_000  # files of a folder
 _MATRIX: Final = 2  # dimensions of an embedding
 
 
@@ -82,7 +81,7 @@ def list_latent_upscale_modes(_client: Calling) -> list[Named]:
 def list_loras(farm: Farm, _client: Calling) -> list[Lora]:
     """List the LoRAs of the catalog, and those in `loras/` as far as the API sees that folder."""
     found = {row.name: row.source for row in farm.catalog.loras.values()}
-    for name, path in _files(farm.settings.models_dir / "loras", _SAFETENSORS).items():
+    for name, path in files_below(farm.settings.models_dir / "loras").items():
         found.setdefault(name, f"loras/{path.name}" if path.parent.name == "loras" else str(name))
     return [Lora(name=name, alias=name, path=path) for name, path in sorted(found.items())]
 
@@ -93,25 +92,15 @@ def list_embeddings(farm: Farm, _client: Calling) -> Embeddings:
     folder = farm.settings.models_dir / "embeddings"
     loaded: dict[str, Embedding] = {}
     skipped: dict[str, Embedding] = {}
-    for name, path in _files(folder, _SAFETENSORS).items():
+    for name, path in files_below(folder).items():
         word = name.rpartition("/")[2]
         sizes = _vectors_in(path)
         (skipped if sizes is None else loaded)[word] = Embedding(
             vectors=(sizes or (0, 0))[0], shape=(sizes or (0, 0))[1]
         )
     for suffix in (".pt", ".bin"):
-        skipped |= {name.rpartition("/")[2]: Embedding(vectors=0, shape=0) for name in _files(folder, suffix)}
+        skipped |= {name.rpartition("/")[2]: Embedding(vectors=0, shape=0) for name in files_below(folder, suffix)}
     return Embeddings(loaded=loaded, skipped=skipped)
-
-
-def _files(folder: Path, suffix: str) -> dict[str, Path]:
-    """Return the files below a folder by their names there without the ending; none where there is no such folder."""
-    found: dict[str, Path] = {}
-    for path in folder.rglob(f"*{suffix}"):
-        found[path.relative_to(folder).with_suffix("").as_posix()] = path
-        if len(found) == _MAX_LISTED:
-            break
-    return dict(sorted(found.items()))
 
 
 def _vectors_in(path: Path) -> tuple[int, int] | None:

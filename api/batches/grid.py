@@ -8,11 +8,12 @@ from __future__ import annotations
 import io
 import logging
 import math
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-from fastapi import APIRouter
-from fastapi.responses import RedirectResponse
+from fastapi import APIRouter, Query
+from fastapi.responses import JSONResponse, RedirectResponse
 from PIL import Image
+from pydantic import BaseModel, Field
 
 from api.batches.grid_image import Dimension, Geometry, Layout, Shown, compose, geometry_of
 from api.guard.callers import Asker, JobId, own_job
@@ -48,14 +49,32 @@ _MAX_PIXELS: Final = 16_384 * 16_384  # of an image; the farm made it
 _WEBP_QUALITY: Final = 90
 
 
+class GridLink(BaseModel):
+    """Where the labelled picture of a job's images is."""
+
+    object: Literal["grid"] = "grid"
+    url: str = Field(description="Signed, for FARM_URL_EXPIRY_S seconds.")
+
+
 @router.get(
     "",
     status_code=307,
+    response_model=None,
     response_class=RedirectResponse,
     response_description="Go to the signed URL in `Location`: a PNG, or a WebP where there are many images.",
-    responses=documented(UNKNOWN_JOB, NO_GRID, JOB_EXPIRED, GRID_NOT_READY, INVALID_REQUEST, LEDGER_DOWN, STORAGE_DOWN),
+    responses={
+        200: {"model": GridLink, "description": "The same URL, where `redirect` is false."},
+        **documented(UNKNOWN_JOB, NO_GRID, JOB_EXPIRED, GRID_NOT_READY, INVALID_REQUEST, LEDGER_DOWN, STORAGE_DOWN),
+    },
 )
-def get_grid(farm: Farm, links: SignedLinks, caller: Asker, job_id: JobId) -> RedirectResponse:
+def get_grid(
+    farm: Farm,
+    links: SignedLinks,
+    caller: Asker,
+    job_id: JobId,
+    *,
+    redirect: Annotated[bool, Query(description="false: tell the URL instead, as pages need it.")] = True,
+) -> RedirectResponse | JSONResponse:
     """Tell where the labelled picture of all images of a job is, which was sent with `grid: true`.
 
     It is made when the job has ended, and stays when the job has expired.
@@ -68,7 +87,7 @@ def get_grid(farm: Farm, links: SignedLinks, caller: Asker, job_id: JobId) -> Re
         found = next((each for each in _FORMATS if farm.store.exists(grid_key(job_id, each))), None)
         if found is None:
             raise
-        return RedirectResponse(links.to(grid_key(job_id, found)), status_code=307)
+        return _told(links.to(grid_key(job_id, found)), redirect=redirect)
     header = status.header
     if header.grid is None:
         raise HttpProblem(NO_GRID, f"{job_id} was sent without `grid: true`")
@@ -78,7 +97,11 @@ def get_grid(farm: Farm, links: SignedLinks, caller: Asker, job_id: JobId) -> Re
     if not farm.store.exists(key):
         detail = f"{job_id} has ended and its grid is being made; ask again in a moment"
         raise HttpProblem(GRID_NOT_READY, detail, headers={"Retry-After": str(_RETRY_AFTER_S)})
-    return RedirectResponse(links.to(key), status_code=307)
+    return _told(links.to(key), redirect=redirect)
+
+
+def _told(url: str, *, redirect: bool) -> RedirectResponse | JSONResponse:
+    return RedirectResponse(url, status_code=307) if redirect else JSONResponse(GridLink(url=url).model_dump())
 
 
 def keep_grid(farm: Parts, chore: Chore) -> None:

@@ -140,6 +140,9 @@ def test_a_grid_is_made_when_its_job_has_ended(gallery):
     settle(gallery, job["id"])
     answer = gallery.get(path, follow_redirects=False)
     assert answer.status_code == 307
+    # A page may not follow to another host with its key: it is told instead.
+    told = gallery.get(path, params={"redirect": False}).json()["url"]
+    assert httpx.get(told).content == httpx.get(answer.headers["location"]).content
     sheet = Image.open(io.BytesIO(httpx.get(answer.headers["location"]).content))
     assert sheet.format == "PNG"
     colours = {colour for _, colour in sheet.convert("RGB").getcolors(sheet.width * sheet.height)}

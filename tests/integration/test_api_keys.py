@@ -198,6 +198,8 @@ def test_no_job_starts_from_another_tenants_pictures(start, s3):
     api.post_job(expect=422, headers=bob, prompts=[{"prompt": "a", "image": kept["alice"]["key"]}])
     for who, key in ((bob, kept["bob"]["key"]), (alice, made), (OPERATOR, made), (OPERATOR, kept["alice"]["key"])):
         api.post_job(headers=who, image=key)
+    for who, name, status in ((bob, "bob", 200), (bob, "alice", 404), (bob, "operator", 404), (OPERATOR, "alice", 200)):
+        assert api.get("/v1/uploads", headers=who, params={"key": kept[name]["key"]}).status_code == status
     preview = {"model": "scenes", "prompts": ["a"], "image": TO_COME, "mask_image": kept["bob"]["key"]}
     assert api.post("/v1/jobs:preview", headers=bob, json=preview).status_code == 200
     preview["mask_image"] = kept["alice"]["key"]

@@ -39,6 +39,18 @@ def test_models_come_in_openais_shape_with_what_a_client_must_know(api):
     assert api.get("/v1/models/scenes").json() == scenes
 
 
+def test_loras_are_those_of_the_catalog_and_of_the_folder(make_api, tmp_path):
+    """Rows say which models they fit, files do not; of two of one name that of the catalog counts, as for workers."""
+    for name in ("ink", "styles/grain", "lcm-sd15"):
+        file = tmp_path / "loras" / f"{name}.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    answer = make_api(models_dir=tmp_path).get("/v1/loras").json()
+    families = {lora["name"]: lora["family"] for lora in answer["data"]}
+    assert list(families) == sorted(families)
+    assert {"ink": None, "styles/grain": None, "lcm-sd15": "sd15", "lcm-sdxl": "sdxl"}.items() <= families.items()
+
+
 def test_workers_are_those_that_are_alive(api):
     """A worker is listed with its times in RFC 3339 and its occupancy, until it says good-bye."""
     api.parts.ledger.report(heartbeat(steps=10, seat_steps=25, gpu=GPU))

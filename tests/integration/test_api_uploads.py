@@ -57,6 +57,18 @@ def test_a_picture_is_kept_under_the_hash_of_its_bytes(api, image_format, media_
     assert answer.headers["content-type"] == media_type
 
 
+def test_a_picture_is_found_again_by_its_key(api):
+    """Whoever has a key alone, of a recipe for one, gets a link to the picture; what is no key of one leads nowhere."""
+    data = picture()
+    key = upload(api, data)["key"]
+    found = api.get("/v1/uploads", params={"key": key}).json()
+    assert found["key"] == key
+    assert httpx.get(found["url"]).content == data
+    assert api.get("/v1/uploads", params={"key": key.replace(".png", ".webp")}).status_code == 404
+    for other in ("jobs/job_1/0000000.png", "uploads/../jobs/x.png", "uploads/"):
+        assert api.get("/v1/uploads", params={"key": other}).status_code == 422
+
+
 def test_sizes_are_told_as_the_camera_was_held(api):
     """A portrait that a phone has stored lying down is as high as it looks."""
     exif = Image.Exif()
@@ -73,10 +85,10 @@ def test_the_bytes_decide_what_it_is(api):
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (b"", "is no whole picture"),
-        (b"GIF89a" + bytes(100), "is no whole picture"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is no whole picture"),
-        (picture("GIF"), "is no whole picture"),
+        (b"", "is no picture"),
+        (b"GIF89a" + bytes(100), "is no picture"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is no picture"),
+        (picture("GIF"), "is no picture"),
         (picture()[:-40], "is no whole picture"),
         (picture("JPEG", size=(90, 90))[:-200], "is no whole picture"),
         (picture(size=(101, 100)), "101x100 pixels are more than"),

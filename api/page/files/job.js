@@ -4,6 +4,7 @@ import { Problem, ask, get, key, send } from "./api.js";
 import { attribute, button, h, icon, put, say, text } from "./dom.js";
 import { NONE, count, counted, duration, exactly, number, percent } from "./format.js";
 import { Gallery } from "./gallery.js";
+import { gridPlace } from "./grid.js";
 import { imageDialog } from "./image.js";
 import { follow, isFinal } from "./live.js";
 import { inWords, outlook, pace, progressBar, stateMark } from "./progress.js";
@@ -17,10 +18,11 @@ export function jobView(root, { id, title, signal }) {
   let gallery = null;
   let wanted = null; // the image to be shown, before the job is known
   const dialog = imageDialog(signal);
+  const grid = gridPlace(signal);
 
   const head = h("div", { class: "job-head" });
   const body = h("div");
-  put(root, h("article", { class: "job", "aria-label": "Job" }, head, body));
+  put(root, h("article", { class: "job", "aria-label": "Job" }, head, grid, body));
   const shown = makeHead({ act });
   put(head, h("p", { class: "faint" }, "…"));
 
@@ -66,6 +68,7 @@ export function jobView(root, { id, title, signal }) {
     }
     shown.show(job);
     gallery.update(job);
+    grid.show(job);
     dialog.update(job);
     if (before && isFinal(job) && !isFinal(before)) {
       say(`The job is ${job.state}: ${inWords(job)}.`);

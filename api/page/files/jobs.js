@@ -1,23 +1,21 @@
 // The jobs: a list that keeps itself fresh, filtered by state and by what is typed.
 
-import { get, key } from "./api.js";
+import { key } from "./api.js";
 import { button, h, keyed, put, text } from "./dom.js";
 import { count, counted, percent, since } from "./format.js";
+import { JobPages } from "./job_pages.js";
 import { follow, isFinal } from "./live.js";
 import { inWords, outlook, pace, progressBar, stateMark } from "./progress.js";
 import { isSmall, peek } from "./peek.js";
 import { farm, pulse } from "./pulse.js";
 import { farmPanel } from "./panel.js";
 
-const PAGE = 50;
-const MOST = 500; // what the API lists at once
+const AHEAD = "600px"; // rows that near are asked for before they are seen
 const STATES = ["rendering", "queued", "paused", "done", "failed", "cancelled"];
 
 /** Show the jobs in `root` until `signal` is aborted. */
 export function jobsView(root, { title, signal }) {
-  let jobs = null;
-  let hasMore = false;
-  let limit = PAGE;
+  let pages = new JobPages("");
   let frame = null;
   let refresh = new AbortController();
 
@@ -36,14 +34,12 @@ export function jobsView(root, { title, signal }) {
     STATES.map((name) => h("option", { value: name }, name)),
   );
   const lists = h("div", { class: "job-lists" });
-  const groups = [group("Under way"), group("Ended")];
-  const older = button("Older jobs", {
-    kind: "quiet",
-    press: () => {
-      limit = Math.min(MOST, limit + PAGE);
-      restart();
-    },
-  });
+  const seen = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) if (isIntersecting) target.come();
+  }, { rootMargin: AHEAD });
+  const groups = [group("Under way", seen), group("Ended", seen)];
+  const older = button("Older jobs", { kind: "quiet", press: () => loadOlder() });
+  older.come = () => search.value || loadOlder(); // a search goes through what is there
   put(
     root,
     h(
@@ -64,53 +60,67 @@ export function jobsView(root, { title, signal }) {
     refresh = new AbortController();
     const both = AbortSignal.any([signal, refresh.signal]);
     const look = () => load(both);
+    pages = new JobPages(state.value);
     follow({ path: "v1/events", look, hear: { sync: look, job: take }, ms: 2000 }, both).catch((error) => {
       if (!both.aborted) throw error;
     });
   }
 
   async function load(both) {
-    const wanted = new URLSearchParams({ limit, ...(state.value && { state: state.value }) });
-    const page = await get(`v1/jobs?${wanted}`, both);
-    jobs = page.data;
-    hasMore = page.has_more;
+    const own = pages;
+    await own.refresh(both);
+    if (own === pages) show();
+  }
+
+  async function loadOlder() {
+    if (older.disabled || !pages.hasMore) return;
+    older.disabled = true;
+    try {
+      await pages.older(AbortSignal.any([signal, refresh.signal]));
+    } finally {
+      older.disabled = false;
+    }
     show();
+    seen.unobserve(older); // so that it is noticed if it is still in sight
+    seen.observe(older);
   }
 
   /** One job has changed, or is new. */
   function take(job) {
-    if (jobs === null) return;
-    const at = jobs.findIndex((known) => known.id === job.id);
-    const isWanted = !state.value || state.value === job.state;
-    if (at >= 0) jobs.splice(at, 1, ...(isWanted ? [job] : []));
-    else if (isWanted && (!jobs.length || job.id > jobs[0].id)) jobs.unshift(job);
+    pages.change(job);
     frame ??= requestAnimationFrame(show);
   }
 
   function show() {
     frame = null;
+    const { jobs } = pages;
     if (jobs === null || signal.aborted) return;
     const found = jobs.filter((job) => matches(job, search.value));
     const [active, ended] = [found.filter((job) => !isFinal(job)), found.filter(isFinal)];
     groups[0].show(active.sort(byUrgency), show);
     groups[1].show(ended, show);
-    older.hidden = !hasMore || limit >= MOST;
+    older.hidden = !pages.hasMore;
     const isFiltered = search.value !== "" || state.value !== "";
     const wanted = found.length ? "list" : isFiltered ? "none" : "empty";
     if (lists.dataset.shows !== wanted) {
       lists.dataset.shows = wanted;
-      put(lists, { list: [...groups, older], none: nothingFound(), empty: nothingYet() }[wanted]);
+      put(lists, { list: [...groups, older], none: [nothingFound(), older], empty: nothingYet() }[wanted]);
     }
     const counts = jobs.reduce((sum, job) => (isFinal(job) ? sum : sum + job.counts.rendering + job.counts.queued), 0);
     title(counts ? `${count(counts)} to go` : "");
   }
 
-  signal.addEventListener("abort", () => refresh.abort());
+  signal.addEventListener("abort", () => {
+    refresh.abort();
+    seen.disconnect();
+  });
+  seen.observe(older);
   pulse.addEventListener("models", show, { signal });
   restart();
   return { focusSearch: () => search.focus() };
 }
 
+const UNSEEN = { prompt: null, covers: [] };
 const URGENCY = { rendering: 0, queued: 1, paused: 2 };
 const byUrgency = (a, b) => URGENCY[a.state] - URGENCY[b.state] || b.id.localeCompare(a.id);
 
@@ -121,19 +131,19 @@ function matches(job, wanted) {
   return wanted.toLocaleLowerCase().split(/\s+/).every((word) => all.includes(word));
 }
 
-function group(name) {
+function group(name, seen) {
   const number = h("span", { class: "faint" });
   const list = h("ul", { class: "job-list", role: "list" });
   const section = h("section", { class: "group" }, h("h2", {}, name, " ", number), list);
   section.show = (jobs, again) => {
     section.hidden = !jobs.length;
     text(number, count(jobs.length));
-    keyed(list, jobs, (job) => job.id, makeRow, (row, job) => row.show(job, again));
+    keyed(list, jobs, (job) => job.id, (job) => makeRow(job, seen), (row, job) => row.show(job, again));
   };
   return section;
 }
 
-function makeRow(job) {
+function makeRow(job, seen) {
   const prompt = h("span", { class: "prompt" });
   const meta = h("span", { class: "meta" });
   const mark = stateMark();
@@ -152,9 +162,15 @@ function makeRow(job) {
       h("span", { class: "how" }, h("span", { class: "line" }, mark, ahead), bar, h("span", { class: "line" }, done)),
     ),
   );
+  let latest = null;
+  row.come = () => {
+    row.isNear = true;
+    row.show(...latest);
+  };
   row.show = (fresh, again) => {
-    const seen = peek(fresh, again);
-    text(prompt, seen.prompt ?? fresh.id);
+    latest = [fresh, again];
+    const known = row.isNear ? peek(fresh, again) : UNSEEN;
+    text(prompt, known.prompt ?? fresh.id);
     text(meta, about(fresh));
     mark.show(fresh);
     bar.show(fresh);
@@ -162,8 +178,9 @@ function makeRow(job) {
     const whole = [counted(fresh.total, "image"), pace(fresh)].filter(Boolean).join(" · ");
     const part = `${inWords(fresh)} · ${percent(fresh.counts.stored, fresh.total)} %`;
     text(done, fresh.state === "done" ? whole : part);
-    showCovers(covers, seen.covers, fresh);
+    showCovers(covers, known.covers, fresh);
   };
+  seen.observe(row);
   return row;
 }
 
@@ -205,7 +222,7 @@ function showCovers(place, covers, job) {
 }
 
 function nothingFound() {
-  return h("p", { class: "empty" }, "No job like that among the newest. Another word, or every state?");
+  return h("p", { class: "empty" }, "No job like that among those listed. Another word, or every state?");
 }
 
 function nothingYet() {

@@ -56,7 +56,7 @@ export function makePicture({ name, label, hint, changed, signal, tools = [] }) 
     } catch (error) {
       if (signal.aborted) return null;
       if (!(error instanceof Problem)) throw error;
-      if (sending === mine) fail(error.errors[0]?.message ?? error.message);
+      if (sending === mine) fail(told(error));
     } finally {
       if (sending === mine) sending = null;
     }
@@ -121,6 +121,10 @@ export function makePicture({ name, label, hint, changed, signal, tools = [] }) 
   slots.set(field.element, own);
   show("", null);
   return own;
+}
+
+function told({ errors: [error], message }) {
+  return error?.choices?.length ? `${error.message} (${error.choices.join(", ")})` : (error?.message ?? message);
 }
 
 async function sendPicture(file, type, signal) {

@@ -1,6 +1,6 @@
 // What is known of pictures by their keys: what this tab has sent, and what the farm has rendered.
 
-import { get } from "./api.js";
+import { Problem, get } from "./api.js";
 import { stillGood } from "./peek.js";
 
 const SHELF = "farm.pictures";
@@ -28,12 +28,14 @@ export async function pictureAt(key, signal) {
   const linked = links.get(key);
   if (linked && stillGood(linked.url)) return linked;
   const [, job, index] = /^jobs\/(job_\w+)\/0*(\d+)\.\w+$/.exec(key) ?? [];
-  if (!job) return null;
+  if (!job && !key.startsWith("uploads/")) return null;
+  const path = job ? `jobs/${job}/images/${index}` : `uploads?key=${encodeURIComponent(key)}`;
   try {
-    const { url } = await get(`v1/jobs/${job}/images/${index}`, signal);
-    return url && measured({ url, name: `image ${index} of ${job}` });
-  } catch {
-    return null; // expired, or another tenant's: the form says so when it is sent
+    const { url } = await get(`v1/${path}`, signal);
+    return url && measured({ url, name: job ? `image ${index} of ${job}` : "a picture sent before" });
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    return null; // expired, or another tenant's: the farm says so when the form is sent
   }
 }
 

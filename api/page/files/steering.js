@@ -1,5 +1,6 @@
 // What bends a model to something: LoRAs, and ControlNets that steer it by pictures.
 
+import { get } from "./api.js";
 import { h, put } from "./dom.js";
 import { makeField, numberField } from "./fields.js";
 import { makeFold, makeRows } from "./fold.js";
@@ -9,7 +10,9 @@ const MOST_LORAS = 16;
 const MOST_NETS = 4;
 
 /** Make the LoRAs of the form; `changed()` is called when there is another, or one less. */
-export function makeLoras({ draft, changed }) {
+export function makeLoras({ draft, changed, signal }) {
+  let model = null;
+  let all = [];
   const known = h("datalist", { id: "known-loras" });
   const rows = makeRows({ add: "Add a LoRA", what: "LoRA", most: MOST_LORAS, makeRow, changed: news });
   const fold = makeFold(["LoRAs"], rows.element, known);
@@ -30,6 +33,20 @@ export function makeLoras({ draft, changed }) {
     changed();
   }
 
+  /** Offer those that are known to fit, and files that nobody has told of what they fit. */
+  function offer() {
+    const fitting = all.filter(({ family }) => family === null || family === model?.family);
+    put(known, fitting.map(({ name }) => h("option", { value: name })));
+  }
+
+  get("v1/loras", signal).then(
+    ({ data }) => {
+      all = data;
+      offer();
+    },
+    () => {}, // the banner tells; a name can be written all the same
+  );
+
   const kept = draft.loras ?? [];
   return {
     element: fold.element,
@@ -38,9 +55,9 @@ export function makeLoras({ draft, changed }) {
       for (const lora of kept) rows.append(lora);
       fold.element.open = kept.length > 0;
     },
-    /** Offer those that a model is known to take. */
-    fit(model) {
-      put(known, (model.loras ?? []).map((name) => h("option", { value: name })));
+    fit(chosen) {
+      model = chosen;
+      offer();
     },
     keep: news,
     write(job) {

@@ -27,7 +27,7 @@ export function submitView(root, { title, signal }) {
   const start = makeStart({ draft, changed: news, size, fitTo, signal });
   const nets = makeNets({ draft, changed: news, signal });
   const compare = makeCompare({ draft, changed: news });
-  const parts = [start, makeLoras({ draft, changed: news }), nets, compare, makeHires({ draft })];
+  const parts = [start, makeLoras({ draft, changed: news, signal }), nets, compare, makeHires({ draft })];
   const problem = h("p", { class: "problem", role: "alert", hidden: true });
   const summary = h("p", { class: "summary" });
   const preview = h("div", { class: "preview", "aria-live": "polite" });
