@@ -52,18 +52,23 @@ class FarmClient:
             raise CliError(f"{url!r} is no URL of an API; an example: {DEFAULT_API}", code=Exit.USAGE)
         self._patience_s = patience_s
         key = key or os.environ.get(KEY_VARIABLE)
-        self._http = httpx.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=30.0,
-            trust_env=trusts_proxies(self.url),
-        )
+        self._settings: dict[str, Any] = {
+            "base_url": self.url,
+            "headers": {"Authorization": f"Bearer {key}"} if key else {},
+            "timeout": 30.0,
+            "trust_env": trusts_proxies(self.url),
+        }
+        self._http = httpx.Client(**self._settings)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._http.close()
+
+    def open_async(self) -> httpx.AsyncClient:
+        """Return a connection of one's own to the same farm, to be closed; `read` reads what it answers."""
+        return httpx.AsyncClient(**self._settings)
 
     def submit(self, job: Mapping[str, Any] | RawFile, query: Mapping[str, str] | None = None) -> Json:
         """POST a job. Sent with an Idempotency-Key, so a repeat after a lost answer opens no second job."""
@@ -185,6 +190,19 @@ class FarmClient:
         except httpx.HTTPError:
             return False
 
+    def read(self, response: httpx.Response) -> Json:
+        """Return the JSON object of an answer, or where it leads; raises NotNow, and CliError for what is refused."""
+        if response.is_success:
+            return read_json(response)
+        if response.has_redirect_location:
+            return {"location": response.headers["location"]}
+        problem = describe_problem(response)
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            problem += f"; {KEY_VARIABLE} names the key to use"
+        if response.is_client_error and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
+            raise CliError(problem, code=Exit.REFUSED)
+        raise NotNow(problem)
+
     def _ask(self, method: str, path: str, *, patience_s: float | None = None, **request: Any) -> Json:
         deadline = time.monotonic() + (self._patience_s if patience_s is None else patience_s)
         wait_s = 0.2
@@ -196,17 +214,11 @@ class FarmClient:
             except httpx.HTTPError as error:
                 failure = NotNow(f"{self.url} does not answer: {error or type(error).__name__}")
             else:
-                if response.is_success:
-                    return read_json(response)
-                if response.has_redirect_location:
-                    return {"location": response.headers["location"]}
-                problem = describe_problem(response)
-                if response.status_code == httpx.codes.UNAUTHORIZED:
-                    problem += f"; {KEY_VARIABLE} names the key to use"
-                if response.is_client_error and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
-                    raise CliError(problem, code=Exit.REFUSED)
-                failure = NotNow(problem)
-                wait_s = max(wait_s, retry_after_s(response))
+                try:
+                    return self.read(response)
+                except NotNow as error:
+                    failure = error
+                    wait_s = max(wait_s, retry_after_s(response))
             if time.monotonic() + wait_s > deadline:
                 raise failure
             time.sleep(wait_s)

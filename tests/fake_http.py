@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -15,7 +16,10 @@ class Request:
 
 @contextmanager
 def answering(answer):
-    """Serve `answer(request) -> (status, body, headers)`; yields URL and the requests seen."""
+    """Serve `answer(request) -> (status, body, headers)`; yields URL and the requests seen.
+
+    An iterator for a body is sent piece by piece, each at once; ConnectionError raised by it breaks the connection.
+    """
     seen = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -26,6 +30,9 @@ def answering(answer):
             request = Request(self.command, self.path, dict(self.headers), self.rfile.read(length))
             seen.append(request)
             status, body, headers = answer(request)
+            if isinstance(body, Iterator):
+                self.stream(status, body, headers)
+                return
             payload = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
             for name, value in {"Content-Length": str(len(payload)), **headers}.items():
@@ -33,6 +40,18 @@ def answering(answer):
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(payload)
+
+        def stream(self, status, pieces, headers):
+            self.send_response(status)
+            for name, value in {"Transfer-Encoding": "chunked", **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            try:
+                for piece in pieces:
+                    self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                self.wfile.write(b"0\r\n\r\n")
+            except ConnectionError:
+                self.close_connection = True
 
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815  the names http.server calls
 

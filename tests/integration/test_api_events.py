@@ -5,6 +5,7 @@ import json
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
@@ -13,6 +14,8 @@ import pytest
 from api.watching import sse
 from api_client import WORKER, heartbeat
 from api_process import serving
+from cli import watch
+from cli.client import FarmClient
 from farm.ledger import Ledger
 from farm.settings import Settings
 from servers import valkey
@@ -254,15 +257,27 @@ def test_the_farm_is_told_to_each_as_far_as_it_is_theirs(make_api, monkeypatch):
 
 
 def test_a_stream_outlives_an_outage_and_the_api_does_not_wait_for_streams_to_end(tmp_path):
-    """Told of the outage, then of all that happened; SIGTERM ends open streams and the process within a moment."""
-    with valkey() as server, serving(server.url, tmp_path / "log") as served:
+    """Told of the outage, then of all that happened; SIGTERM ends open streams and the process within a moment.
+
+    `farm watch` lives through it as well.
+    """
+    with (
+        valkey() as server,
+        serving(server.url, tmp_path / "log") as served,
+        FarmClient(f"http://127.0.0.1:{served.port}") as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
         ledger = Ledger.connect(Settings(redis_url=server.url, lease_s=1e6))
         url = f"http://127.0.0.1:{served.port}"
         body = {"model": "scenes", "prompts": ["a"], "num_images_per_prompt": 4}
         job = httpx.post(f"{url}/v1/jobs", json=body).json()
+        other = httpx.post(f"{url}/v1/jobs", json={**body, "num_images_per_prompt": 1}).json()
         ledger.report(heartbeat())
         hints = ledger.feed("scenes")
         assert all(ledger.claim(hint, WORKER) for hint in hints)
+        (last,) = [hint for hint in hints if hint.job == other["id"]]
+        hints.remove(last)
+        watched = pool.submit(watch.follow, client, other)
         stream = httpx.stream("GET", f"{url}/v1/jobs/{job['id']}/events", timeout=SOON_S)
         with stream as answer, httpx.stream("GET", f"{url}/v1/events", timeout=SOON_S) as farm_answer:
             lines = answer.iter_lines()
@@ -282,6 +297,8 @@ def test_a_stream_outlives_an_outage_and_the_api_does_not_wait_for_streams_to_en
             server.start()
             ledger.stored(hints[1], WORKER, gpu_s=0.5, render_s=1)
             assert next_event("image")["index"] == 1
+            ledger.stored(last, WORKER, gpu_s=0.5, render_s=1)
+            assert watched.result(SOON_S)["state"] == "done"
 
             served.process.send_signal(signal.SIGTERM)
             assert served.process.wait(5) in (0, -signal.SIGTERM)

@@ -134,9 +134,8 @@ def test_limits_that_make_no_sense_are_refused(farm, arguments):
     assert asked == []
 
 
-def test_watch_says_that_a_job_is_paused(farm, monkeypatch):
+def test_watch_says_that_a_job_is_paused(farm):
     """The bar stands still for a reason, and the reason has a way out."""
-    monkeypatch.setattr(watch, "_POLL_S", 0.01)
     assert watch.told(job("paused", eta_s=None))["left"] == f"paused: farm resume {JOB}"
     assert "left" in watch.told(job("rendering", eta_s=75))["left"]
     done = job("done", paused=False, counts={"stored": 4, "failed": 0, "cancelled": 0, "queued": 0, "rendering": 0})

@@ -5,9 +5,10 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from cli import live
 from cli import main as cli_main
-from cli import watch
-from fake_http import answering, serving
+from cli.live import LiveJob
+from fake_http import answering
 
 JOB = "job_00000000000000abcdef"
 
@@ -35,14 +36,26 @@ def job(state="done", *, stored=2, failed=0, total=2, **fields):
 
 @pytest.fixture
 def farm(monkeypatch):
-    """Run `farm` with these arguments against played answers; returns exit code, output and requests."""
-    monkeypatch.setattr(watch, "_POLL_S", 0.01)
+    """Run `farm` with these arguments against played answers; returns exit code, output and requests.
+
+    There are no streams of events here: what they tell, and what becomes of it, is in test_cli_live.py.
+    """
+    monkeypatch.setattr(live, "_POLL_S", 0.01)
 
     def run(*arguments, answers=(), answer=None):
-        with answering(answer) if answer else serving(*answers) as (url, seen):
+        left = list(answers)
+
+        def play(request):
+            if request.path.partition("?")[0].endswith("/events"):
+                return 404, {"title": "Not found"}, {}
+            if answer:
+                return answer(request)
+            return left.pop(0) if len(left) > 1 else left[0]
+
+        with answering(play) as (url, seen):
             monkeypatch.setenv("FARM_API", url)
             result = CliRunner().invoke(cli_main.app, list(arguments))
-        return result, seen
+        return result, [request for request in seen if "/events" not in request.path]
 
     return run
 
@@ -130,7 +143,7 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_return(farm, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(watch, "patiently", interrupt)
+    monkeypatch.setattr(LiveJob, "next", interrupt)
     result, seen = farm("submit", "-p", "a star", answers=[(202, job("rendering", stored=0), {})])
     assert result.exit_code == 130
     assert f"farm watch --api http://127.0.0.1:{seen[0].headers['Host'].split(':')[1]} {JOB}" in result.output
