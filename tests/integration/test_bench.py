@@ -13,11 +13,28 @@ from worker.bench.startup import start_once
 ROOT = Path(__file__).resolve().parents[2]
 
 
+TRIES = 4
+
+
 def measure(tmp_path, *options, env=None):
-    """Run the benchmark on the CPU with two steps; returns its result, and what it wrote to standard error."""
+    """Run the benchmark on the CPU with two steps; returns its result, and what it wrote to standard error.
+
+    Where the machine was busier while its ceilings were measured than afterwards, rates above them are refused, as
+    they should be: it is measured again.
+    """
+    for tries_left in reversed(range(TRIES)):
+        done = run(tmp_path, *options, env=env)
+        if done.returncode == 0 or not tries_left or "the benchmark is wrong, nothing is written" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((tmp_path / "result.json").read_text()), done
+
+
+def run(tmp_path, *options, env):
+    """Run the benchmark once."""
     out = tmp_path / "result.json"
     command = [sys.executable, "-m", "worker.bench", "--device", "cpu", "--steps", "2", "--seconds", "0.1"]
-    done = subprocess.run(
+    return subprocess.run(
         [*command, "--out", out, *options],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "FARM_MODELS_DIR": str(ROOT / "models"), **(env or {})},
@@ -26,8 +43,6 @@ def measure(tmp_path, *options, env=None):
         timeout=290,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(out.read_text()), done
 
 
 @pytest.mark.slow
