@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections import defaultdict
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from farm.tracing import trace_id_of
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "diffusion-farm.json").read_text(encoding="utf-8"))
 RULES = yaml.safe_load((DEPLOY / "prometheus" / "rules.yml").read_text(encoding="utf-8"))
+RULES_TEST = yaml.safe_load((DEPLOY / "prometheus" / "rules_test.yml").read_text(encoding="utf-8"))
 
 GPU = Gpu(
     uuid="GPU-1",
@@ -31,14 +34,19 @@ GPU = Gpu(
     memory_used_bytes=1 << 30,
     memory_total_bytes=24 << 30,
 )
-OF_PROMETHEUS = {"up": {"job", "instance"}}
+OF_PROMETHEUS = {
+    "up": {"job", "instance"},
+    "ALERTS": {"alertname", "alertstate", "severity", "instance", "model", "node", "kind", "route"},
+}
+OF_ONE_PROCESS = ("farm_http_", "farm_webhook_")
 PROMQL = re.compile(
     r"""\s+ | "(?:[^"\\]|\\.)*" | \d+(?:\.\d+)?(?:ms|[smhdwy])? | \$__(?:rate_interval|range)
     | [a-zA-Z_:][\w:]* | [-+*/%^<>=!~]=? | !~ | =~ | [(){}\[\],]""",
     re.VERBOSE,
 )
 WORDS = {"by", "without", "on", "ignoring", "and", "or", "unless", "group_left", "group_right", "bool", "offset"}
-FUNCTIONS = {"sum", "max", "min", "avg", "topk", "rate", "increase", "histogram_quantile"}
+AGGREGATIONS = {"sum", "max", "min", "avg", "count", "topk"}
+FUNCTIONS = AGGREGATIONS | {"rate", "increase", "histogram_quantile", "absent", "clamp_max", "vector"}
 
 
 def panels():
@@ -100,6 +108,23 @@ def asked_of(expression):
     return metrics, grouped
 
 
+def gathered_by(expression):
+    """Yield each metric of an expression with the innermost aggregation that it stands in."""
+    around, aggregation = [], None
+    for token, after in zip(tokens := words_of(expression), [*tokens[1:], ""], strict=True):
+        if token in AGGREGATIONS:
+            aggregation = token
+        elif token == "(":
+            around.append(aggregation or (around[-1] if around else None))
+            aggregation = None
+        elif token == ")":
+            closed = around.pop()
+            if after == "(":  # it was what it groups by
+                aggregation = closed
+        elif token.startswith("farm_") and token not in FUNCTIONS:
+            yield token, around[-1] if around else None
+
+
 @pytest.fixture(scope="module")
 def told(valkey_server):
     """Return the labels of every sample that the API of a farm with a GPU and a price tells, by name."""
@@ -131,6 +156,24 @@ def test_what_is_asked_is_told(told, where):
     assert grouped <= set().union(*(told[metric] for metric in metrics)) | {"instance"}
 
 
+@pytest.mark.parametrize("where", expressions())
+def test_what_several_processes_tell_alike_counts_once(where):
+    """Behind a balancer every API process tells of the same farm: the `max` of that, and the sum of what is its own."""
+    for metric, aggregation in gathered_by(expressions()[where]):
+        assert aggregation == ("sum" if metric.startswith(OF_ONE_PROCESS) else "max"), metric
+
+
+def test_charts_tell_no_more_than_they_were_told():
+    """Legends name labels that there are; what is filtered away leaves a gap; what spans the range is asked once."""
+    for panel in panels():
+        if panel["type"] == "timeseries":
+            assert panel["fieldConfig"]["defaults"]["custom"]["spanNulls"] is False
+        for target in panel["targets"]:
+            _, grouped = asked_of(target["expr"])
+            assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= grouped
+            assert ("$__range]" in target["expr"]) <= target.get("instant", False)
+
+
 def test_the_page_about_metrics_has_all_of_them(told):
     """Every metric stands in the table of docs/monitoring.md with its labels, and nothing else does."""
     page = (DEPLOY.parent / "docs" / "monitoring.md").read_text(encoding="utf-8")
@@ -149,11 +192,31 @@ def test_a_rule_says_what_is_wrong_and_how_bad_that_is():
     """An alert in the middle of the night tells what to look at; no two have one name."""
     rules = [rule for group in RULES["groups"] for rule in group["rules"]]
     assert len({rule["alert"] for rule in rules}) == len(rules)
+    (what_fires,) = [panel for panel in panels() if panel["title"] == "What fires"]
     for rule in rules:
         assert rule["labels"]["severity"] in {"critical", "warning"}
         assert set(rule["annotations"]) == {"summary", "description"}
         for label in re.findall(r"\$labels\.(\w+)", rule["annotations"]["description"]):
             assert label == "instance" or f"by ({label})" in rule["expr"] or f", {label})" in rule["expr"]
+            assert f"{{{{{label}}}}}" in what_fires["targets"][0]["legendFormat"]
+
+
+def test_each_alert_is_tried_both_ways():
+    """For each there is a moment at which it fires, and one at which it does not."""
+    tried = [each for case in RULES_TEST["tests"] for each in case["alert_rule_test"]]
+    alerts = {rule["alert"] for group in RULES["groups"] for rule in group["rules"]}
+    assert {each["alertname"] for each in tried if "exp_alerts" in each} == alerts
+    assert {each["alertname"] for each in tried if "exp_alerts" not in each} == alerts
+
+
+def test_alerts_fire_when_they_should():
+    """Prometheus' own tool plays the cases of rules_test.yml."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool on this machine: install the package prometheus")
+    cases = str(DEPLOY / "prometheus" / "rules_test.yml")
+    played = subprocess.run([promtool, "test", "rules", cases], capture_output=True, text=True, check=False)
+    assert played.returncode == 0, played.stdout + played.stderr
 
 
 def test_the_dashboard_stands_on_the_provisioned_source_and_overlaps_nowhere():

@@ -123,6 +123,7 @@ CUSTOM: Final[dict[str, dict[str, Any]]] = {
         "additionalProperties": False,
         "required": ["selector", "endpoints"],
         "properties": {
+            "jobLabel": {"type": "string"},
             "selector": {"type": "object"},
             "endpoints": {
                 "type": "array",
@@ -242,6 +243,14 @@ def test_selectors_find_somebody(kind) -> None:
         selector = document["spec"].get("selector") or document["spec"].get("podSelector") or {}
         wanted = set(selector.get("matchLabels", {} if kind == "NetworkPolicy" else selector).items())
         assert any(wanted <= found for found in (services if kind == "ServiceMonitor" else pods)), document
+
+
+def test_prometheus_finds_the_job_that_the_rules_ask_for() -> None:
+    """The label that names a scraped Service's job stands on it, with the name that the rules match."""
+    labels = yaml.safe_load((FOLDER / "base" / "kustomization.yaml").read_text(encoding="utf-8"))["labels"][0]["pairs"]
+    rules = (ROOT / "deploy" / "prometheus" / "rules.yml").read_text(encoding="utf-8")
+    job = labels[named("ServiceMonitor", "diffusion-farm")["spec"]["jobLabel"]]
+    assert set(re.findall(r'job="([^"]*)"', rules)) == {job}
 
 
 def test_every_variable_is_a_setting() -> None:
