@@ -289,7 +289,10 @@ def test_the_farm_is_the_one_of_compose() -> None:
     for name in ("redis", "s3"):
         container = container_of(named("StatefulSet", name))
         assert container["image"] == services[name]["image"]
-    assert container_of(named("StatefulSet", "redis"))["command"] == services["redis"]["command"]
+    redis = container_of(named("StatefulSet", "redis"))
+    assert redis["command"][:-1] == services["redis"]["command"][:-1]
+    assert redis["command"][-2:] == ["--maxmemory", "3gb"]
+    assert redis["resources"]["limits"]["memory"] == "4Gi"  # room for what a copy of its log takes
     assert container_of(named("StatefulSet", "s3"))["args"] == services["s3"]["command"]
 
 
