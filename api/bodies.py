@@ -27,7 +27,7 @@ JSON_TYPE: Final = "application/json"
 
 _MAX_EXCERPT_BYTES: Final = 100
 _MAX_FIELDS: Final = 64  # of one object; far more than any has, few enough to list what is wrong with them
-_MAX_DEPTH: Final = 2  # a LoRA lies in a list in a prompt
+_MAX_DEPTH: Final = 4  # a LoRA lies in a list in a list in a matrix
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -225,7 +225,7 @@ def _check_breadth(document: dict[str, Any], *, max_prompts: int) -> None:
 
 
 def _containers(path: str, value: object) -> Iterator[tuple[str, dict[str, Any] | list[Any]]]:
-    """Yield `value` and what it holds, as far as these are objects and lists that a job may have: three levels."""
+    """Yield `value` and what it holds, as far as these are objects and lists that a job may have: five levels."""
     waiting = [(path, value, 0)]
     while waiting:
         path, value, depth = waiting.pop()

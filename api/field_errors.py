@@ -212,7 +212,7 @@ def _known_fields(loc: Sequence[object]) -> list[str] | None:
             model = PromptSpec
         case (str(name),) if name in _PARTS_OF_JOB:
             model = _PARTS_OF_JOB[name]
-        case (*_, "loras", int()):
+        case (*_, "loras", int()) | ("matrix", "loras", int(), int()):
             model = LoraSpec
         case (*_, "controlnets", int()):
             model = ControlNetSpec

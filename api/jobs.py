@@ -167,7 +167,7 @@ def _fingerprint(spec: JobSpec) -> str:
     """Return what two bodies that ask for the same have in common, whatever their white space and order."""
     document = spec.model_dump(mode="json")
     if spec.matrix is not None:
-        document["matrix"] = list(spec.matrix.axes.items())  # whose order is that of the images
+        document["matrix"] = [(name, document["matrix"][name]) for name in spec.matrix.axes]  # the order of the images
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

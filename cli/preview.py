@@ -55,7 +55,11 @@ def _prompts_table(prompts: list[Mapping[str, Any]]) -> Table:
     for name in ("images", "seed", "size", "steps", "guidance"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("scheduler", no_wrap=True)
+    has_loras = any(prompt.get("loras") for prompt in prompts)
+    if has_loras:
+        table.add_column("loras", overflow="ellipsis", no_wrap=True)
     for prompt in prompts:
+        loras = " + ".join(f"{lora['name']}:{lora['weight']:g}" for lora in prompt.get("loras") or ())
         table.add_row(
             escape(str(prompt["prompt"])),
             str(prompt["num_images"]),
@@ -64,6 +68,7 @@ def _prompts_table(prompts: list[Mapping[str, Any]]) -> Table:
             str(prompt["num_inference_steps"]),
             f"{prompt['guidance_scale']:g}",
             escape(str(prompt["scheduler"])),
+            *([escape(loras)] if has_loras else []),
         )
     return table
 

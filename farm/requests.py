@@ -87,12 +87,20 @@ class Output(BaseModel):
     safety_checker: bool = Field(default=False, description="Black out what the NSFW checker flags, and say so.")
 
 
+MAX_LORAS: Final = 16
+"""LoRAs that a job or a prompt names, beside those in tags."""
+
+_MAX_NAME_CHARS: Final = 512
+
+
 class LoraSpec(BaseModel):
     """One LoRA and how strongly it acts; `<lora:name:weight>` in a prompt means the same."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=LORA_NAME.pattern, description="A row of the catalog or a file in loras/.")
+    name: str = Field(
+        pattern=LORA_NAME.pattern, max_length=_MAX_NAME_CHARS, description="A row of the catalog or a file in loras/."
+    )
     weight: float = Field(1.0, ge=-10, le=10, allow_inf_nan=False)
 
 
@@ -201,6 +209,9 @@ class MatrixSpec(BaseModel):
     true_cfg_scale: list[Guidance] | None = _AxisLength
     clip_skip: list[ClipSkip] | None = _AxisLength
     strength: list[Strength] | None = _AxisLength
+    loras: list[Annotated[list[LoraSpec], Field(max_length=MAX_LORAS)]] | None = Field(
+        None, min_length=1, max_length=_MAX_AXIS_VALUES, description="Each value a list of LoRAs; an empty one: none."
+    )
 
     _axes: tuple[str, ...] = PrivateAttr(())
 
@@ -215,8 +226,9 @@ class MatrixSpec(BaseModel):
 
     @property
     def axes(self) -> dict[str, list[Any]]:
-        """The values of each field that varies, in the order of the request."""
-        return {name: getattr(self, name) for name in self._axes}
+        """The values of each field that varies, as a prompt has them, in the order of the request."""
+        values = {name: getattr(self, name) for name in self._axes}
+        return {name: list(map(tuple, each)) if name == "loras" else each for name, each in values.items()}
 
 
 class PromptSpec(BaseModel):
@@ -235,7 +247,7 @@ class PromptSpec(BaseModel):
     height: Size | None = None
     true_cfg_scale: Guidance | None = None
     clip_skip: ClipSkip | None = None
-    loras: tuple[LoraSpec, ...] | None = Field(None, max_length=16)
+    loras: tuple[LoraSpec, ...] | None = Field(None, max_length=MAX_LORAS)
     image: ImageSource | None = None
     mask_image: ImageSource | None = None
     strength: Strength | None = None
@@ -263,7 +275,7 @@ class JobSpec(BaseModel):
         None, description="Guidance by a negative prompt, for models that take guidance_scale as an input (Flux)."
     )
     clip_skip: ClipSkip | None = None
-    loras: tuple[LoraSpec, ...] = Field((), max_length=16)
+    loras: tuple[LoraSpec, ...] = Field((), max_length=MAX_LORAS)
     image: ImageSource | None = Field(None, description="Where to start from instead of pure noise (img2img).")
     mask_image: ImageSource | None = Field(None, description="White is painted anew, black is kept (inpainting).")
     strength: Strength | None = None

@@ -64,8 +64,9 @@ def unfold(spec: JobSpec, wildcards: Wildcards, *, drawn_seed: int, max_prompts:
     texts: list[PromptSpec] = []
     sources: list[int] = []
     num_chars = 0
+    lora_chars = _chars_of_loras(axes, cells)
     for source, prompt in _plain(spec, wildcards, job_seed=job_seed, max_prompts=max_prompts // cells):
-        num_chars += cells * (len(prompt.prompt) + len(prompt.negative_prompt or ""))
+        num_chars += cells * (len(prompt.prompt) + len(prompt.negative_prompt or "")) + lora_chars
         if num_chars > max_chars:
             raise Refused(f"the job's texts have more than {max_chars:,} characters; split the batch", field="prompts")
         texts.append(prompt)
@@ -109,6 +110,12 @@ def _axes_of(spec: JobSpec) -> dict[str, list[Any]]:
     return axes
 
 
+def _chars_of_loras(axes: dict[str, list[Any]], cells: int) -> int:
+    """Return how long the LoRAs' names in all combinations are together."""
+    values = axes.get("loras", [])
+    return sum(len(lora.name) for value in values for lora in value) * cells // max(1, len(values))
+
+
 def _check_number(num_prompts: int, cells: int, max_prompts: int) -> None:
     if num_prompts * cells > max_prompts:
         raise Refused(
@@ -142,5 +149,12 @@ def _grid_of(spec: JobSpec, axes: dict[str, list[Any]], prompts: Sequence[str | 
 
 
 def _label(value: object) -> str:
-    text = f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
+    """Return a value of an axis in words; of LoRAs the names and weights, as they stand in a tag."""
+    match value:
+        case float():
+            text = f"{value:g}"
+        case tuple():
+            text = " + ".join(f"{lora.name}:{lora.weight:g}" for lora in value) or "none"
+        case _:
+            text = " ".join(str(value).split())
     return text if len(text) <= _MAX_LABEL_CHARS else f"{text[: _MAX_LABEL_CHARS - 1]}…"

@@ -90,6 +90,7 @@ def test_a_form_of_a_prompt_is_told_apart_from_the_other():
         {"model": "scenes", "prompts": [{"prompt": "a", **{f"x{n}": n for n in range(100_000)}}]},
         {"model": "scenes", "prompts": [{"prompt": "a", "loras": [{f"x{n}": n for n in range(100_000)}]}]},
         {"model": "scenes", "prompts": [{"prompt": "a", "loras": [0] * 100_000}]},
+        {"model": "scenes", "prompts": ["a"], "matrix": {"loras": [[{f"x{n}": n for n in range(100_000)}]]}},
         {"model": "scenes", "prompts": ["a"], "controlnets": [{}] * 100_000},
         {"model": "scenes", "prompts": ["a"], "hires": {f"x{n}": n for n in range(100_000)}},
         {"model": "scenes", "prompts": [0] * 100_000},
@@ -107,8 +108,8 @@ def test_a_document_too_broad_to_be_explained_is_refused_whole(document):
     [
         b"[" + b"[]," * 300_000 + b"[]]",
         b'{"model": "scenes", "prompts": [' + b"{}," * 300_000 + b"{}]}",
-        b"{" + b",".join(b'"%d": 1' % n for n in range(500_000)) + b"}",
-        b'{"model": "scenes", "prompts": ["a"], "seed": [' + b"1," * 500_000 + b"1]}",
+        b"{" + b",".join(b'"%d": 1' % n for n in range(600_000)) + b"}",
+        b'{"model": "scenes", "prompts": ["a"], "seed": [' + b"1," * 600_000 + b"1]}",
     ],
 )
 def test_a_body_of_more_parts_than_any_job_is_refused_unparsed(body, monkeypatch):

@@ -73,6 +73,18 @@ def test_preview_shows_prompts_cost_and_time(farm):
     assert "Idempotency-Key" not in request.headers
 
 
+def test_preview_tells_loras_where_there_are_some(farm):
+    """A matrix of them is a table of prompts that differ in nothing else; without any there is no column."""
+    loras = [{"name": "ink", "weight": 0.5}, {"name": "styles/grain", "weight": 1.0}]
+    prompts = [PROMPT, {**PROMPT, "loras": loras}]
+    result, request = farm("preview", "-p", "x", "--set", 'matrix.loras=[[],[{"name":"ink"}]]',
+                           answer=preview(prompts=prompts))  # fmt: skip
+    assert "ink:0.5 + styles/grain:1" in result.output
+    assert parse_qs(urlsplit(request.path).query) == {"matrix.loras": ['[[],[{"name":"ink"}]]']}
+    result, _ = farm("preview", "-p", "x", answer=preview())
+    assert "loras" not in result.output
+
+
 def test_preview_says_why_it_cannot_guess(farm):
     """Without a measurement or a worker there is a reason instead of a number."""
     cost = {"megapixel_steps": 5.2, "gpu_s": None, "gpu_s_per_image": None, "price": None}

@@ -12,7 +12,7 @@ from api.batches.places import told_by
 from api.batches.yaml_documents import MAX_YAML_BYTES
 from api.problems import HttpProblem
 from farm.errors import Refused
-from farm.requests import JobSpec, PromptSpec
+from farm.requests import JobSpec, LoraSpec, PromptSpec
 
 CSV, LINES, YAML, TEXT, JSON = "text/csv", "application/jsonl", "application/yaml", "text/plain", "application/json"
 MODEL = ("model", "scenes")
@@ -89,6 +89,25 @@ def test_the_query_names_what_holds_for_the_whole_job_and_wins():
     assert (job.num_inference_steps, job.output.format, job.labels) == (9, "webp", {"shoot": "7"})
     assert job.grid
     assert job.matrix.axes == {"guidance_scale": [5.0, 7.0], "scheduler": ["euler", "ddim"]}
+    loras = asked("a star", TEXT, MODEL, ("matrix.loras", '[[], [{"name": "ink", "weight": 0.5}]]'))
+    assert loras.matrix.axes == {"loras": [(), (LoraSpec(name="ink", weight=0.5),)]}
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "told"),
+    [
+        ('["ink:0.8"]', "matrix.loras.0", "must be a list"),
+        ('[[], ["ink:0.8"]]', "matrix.loras.1.0", "must be an object"),
+        ('[[{"nam": "ink"}]]', "matrix.loras.0.0.name", "is required"),
+        ('[[{"name": "ink", "wight": 1}]]', "matrix.loras.0.0.wight", "did you mean `weight`?"),
+        ('[[{"name": "' + "x" * 513 + '"}]]', "matrix.loras.0.0.name", "is too long"),
+    ],
+)
+def test_what_is_wrong_with_the_loras_of_a_matrix_is_told_where_it_stands(values, field, told):
+    """Down to the name of a field that nobody knows."""
+    detail, errors = refusal("a", TEXT, MODEL, ("matrix.loras", values))
+    assert errors[0][0] == field
+    assert told in detail
 
 
 @pytest.mark.parametrize(

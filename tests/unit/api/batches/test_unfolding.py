@@ -11,9 +11,12 @@ from api.batches.wildcards import SHIPPED, Wildcards, wildcards_of
 from api.bodies import parse_job_spec
 from api.jobs import _fingerprint
 from expanded_jobs import expanded_job
+from farm.catalog import Catalog
 from farm.errors import Refused
+from farm.expand import expand
 from farm.jobs import Axis
 from farm.ledger.codec import decode_header, encode_header
+from farm.prompts import Lora
 
 
 def spec_of(**fields):
@@ -79,12 +82,41 @@ def test_a_matrix_is_every_combination_in_the_order_of_its_axes():
     assert [each.num_inference_steps for each in other.spec.prompts] == [20, 20, 30, 30]
 
 
+def test_loras_are_an_axis_whose_values_are_lists():
+    """They take the place of the prompt's own and the job's, none of them too; tags are added as ever."""
+    ink, grain = {"name": "ink", "weight": 0.75}, {"name": "styles/grain"}
+    job = unfolded(
+        prompts=["a <lora:tagged:0.5>", {"prompt": "b", "loras": [{"name": "own"}]}],
+        loras=[{"name": "job"}],
+        matrix={"loras": [[], [ink], [ink, grain]], "seed": [1, 2]},
+        grid=True,
+    )
+    assert job.grid == (Axis("loras", ("none", "ink:0.75", "ink:0.75 + styles/grain:1")), Axis("seed", ("1", "2")))
+    entries = expand(
+        job.spec,
+        Catalog().row("scenes"),
+        job_id="job_1",
+        tenant="default",
+        created_at=0,
+        drawn_seed=1,
+        max_prompts=99,
+        max_images=99,
+    ).entries
+    axis = [(), (Lora("ink", 0.75),), (Lora("ink", 0.75), Lora("styles/grain", 1.0))]
+    each = [loras for loras in axis for _ in range(2)]
+    tagged = (Lora("tagged", 0.5),)
+    assert [entry.loras for entry in entries] == [tuple(sorted(loras + tagged)) for loras in each] + each
+    assert job.written("prompts.8.loras") == "matrix.loras.1"
+
+
 def test_two_orders_of_axes_are_two_requests():
     """An Idempotency-Key of one is no answer to the other, whose images stand in another order."""
     axes = {"guidance_scale": [5], "num_inference_steps": [20]}
     first, second = spec_of(matrix=axes), spec_of(matrix=dict(reversed(axes.items())))
     assert _fingerprint(first) != _fingerprint(second)
     assert _fingerprint(first) == _fingerprint(spec_of(matrix=axes))
+    with_loras = [spec_of(matrix={"loras": [[], [{"name": name}]]}) for name in ("ink", "ink", "grain")]
+    assert _fingerprint(with_loras[0]) == _fingerprint(with_loras[1]) != _fingerprint(with_loras[2])
 
 
 @pytest.mark.parametrize(
@@ -103,6 +135,7 @@ def test_two_orders_of_axes_are_two_requests():
         ({"negative_prompt": "{x", "template": {"mode": "random"}}, "negative_prompt", "never closed"),
         ({"prompts": ["{|}"], "template": {"mode": "random"}}, "prompts.0", "without words"),
         ({"matrix": {"width": [64, 128, 64]}}, "matrix.width.2", "twice"),
+        ({"matrix": {"loras": [[{"name": "a"}], [], [{"name": "a", "weight": 1}]]}}, "matrix.loras.2", "twice"),
         (
             {"matrix": {"width": [8], "height": [8], "seed": [1], "clip_skip": [1], "strength": [1]}},
             "matrix",
@@ -134,6 +167,10 @@ def test_all_texts_together_have_a_bound():
     with pytest.raises(Refused, match="characters; split") as raised:
         unfolded(prompts=["x" * 5_000], matrix={"seed": list(range(50))}, max_chars=200_000)
     assert raised.value.field == "prompts"
+    matrix = {"loras": [[], [{"name": "x" * 500}] * 16], "seed": list(range(50))}
+    assert len(unfolded(prompts=["a"], matrix=matrix, max_chars=410_000).spec.prompts) == 100
+    with pytest.raises(Refused, match="characters; split"):
+        unfolded(prompts=["a"], matrix=matrix, max_chars=400_000)
 
 
 def test_errors_find_the_way_back_to_what_was_written():
