@@ -1,6 +1,7 @@
 """Fixtures of the browser tests: a headless Chromium, farms to look at, and pages that must behave.
 
-Whatever a test looks at, its page may speak to the farm's API alone, through which its pictures come, and may leave no error on the console.
+Whatever a test looks at, its page may speak to the farm's API alone, through which its pictures come, and may leave no
+error on the console.
 """
 
 from __future__ import annotations

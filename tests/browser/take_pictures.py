@@ -70,15 +70,27 @@ def seen(selector: str, at_least: int = 1):
 
 
 def write_job(page: Page) -> None:
-    """Fill in the form, and look at what would become of it."""
-    page.locator("#field-model").select_option("scenes")
-    page.locator("#field-prompts").fill(
-        "a {red|blue|green} {boat|fish} by the sea\na white flower in the hills at dusk"
-    )
+    """Go on from an image with a part of it painted over, at several strengths, and look at what would become of it."""
+    page.get_by_role("button", name="Start from it").click()
+    page.locator(".thumb:visible").wait_for()
+    page.locator("#field-prompts").fill("a {red|blue|pink} star in the clouds")
     page.locator("#field-template").select_option("combinatorial")
-    page.locator("#field-num_images_per_prompt").fill("25")
+    page.get_by_role("button", name="Paint a mask").click()
+    box = page.locator(".brush-canvas").bounding_box()
+    for across, down in ((0.15, 0.2), (0.15, 0.3), (0.15, 0.4)):
+        page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"])
+        page.mouse.down()
+        page.mouse.move(box["x"] + (across + 0.35) * box["width"], box["y"] + down * box["height"], steps=8)
+        page.mouse.up()
+    page.get_by_role("button", name="Use this mask").click()
+    page.locator(".thumb:visible").nth(1).wait_for()
+    page.get_by_text("Compare", exact=True).click()
+    page.get_by_role("button", name="Add a field").click()
+    page.locator("#field-axis-1").select_option("strength")
+    page.locator("#field-axis-1-values").fill("0.6, 0.8, 1")
     page.get_by_role("button", name="Preview").click()
     page.locator(".preview li").first.wait_for()
+    page.evaluate("scrollTo(0, 0)")
 
 
 def main() -> None:
@@ -93,7 +105,7 @@ def main() -> None:
         take(browser, f"{url}/#/jobs/{running}", "job", _DESK, look=seen('.cell[data-state="rendering"] img.is-there'))
         take(browser, f"{url}/", "jobs", _DESK, look=seen(".cover", 8))
         take(browser, f"{url}/#/jobs/{done}/6", "image", _DESK, scheme="dark", look=seen(".full"))
-        take(browser, f"{url}/#/new", "form", _DESK, look=write_job)
+        take(browser, f"{url}/#/jobs/{done}/6", "form", {"width": 1280, "height": 1120}, look=write_job)
         take(browser, f"{url}/", "dark", _DESK, scheme="dark", look=seen(".cover", 8))
         take(browser, f"{url}/#/jobs/{running}", "phone", _PHONE, look=seen(stored, 4))
         browser.close()

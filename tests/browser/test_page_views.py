@@ -1,6 +1,7 @@
 """The page as a thing: its views on a phone, in light and dark, without eyes, and while the API is away."""
 
 import re
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from playwright.sync_api import expect
@@ -155,3 +156,42 @@ def test_unknown_jobs_are_told(visit):
     visit.expected = ("status of 404",)
     page = visit.open("#/jobs/job_00000000000000000000")
     expect(page.locator(".lead")).to_have_text("There is no such job.")
+
+
+def test_the_list_of_jobs_goes_on_to_the_oldest(visit, farm, pictures):
+    """Older jobs come as somebody scrolls, by the API's cursor; of those that nobody sees, no picture is asked for."""
+    model = farm.job(pictures)
+    jobs = [{**model, "id": f"job_{number:020d}", "labels": {"no": str(number)}} for number in range(560, 0, -1)]
+    looked_at = []
+
+    def listed(route):
+        query = dict(parse_qsl(urlsplit(route.request.url).query))
+        older = [job for job in jobs if job["id"] < query.get("before", "z")]
+        page = older[: int(query["limit"])]
+        has_more = len(older) > len(page)
+        following = f"/v1/jobs?limit=1&before={page[-1]['id']}" if has_more else None
+        route.fulfill(json={"object": "list", "data": page, "has_more": has_more, "next": following})
+
+    def pretend(page):
+        page.route("**/v1/jobs?*", listed)
+        page.route("**/v1/events", lambda route: route.fulfill(status=502, body=""))
+        image = {"prompt": "a prompt", "state": "cancelled", "index": 0}
+        page.route("**/images?limit=4", lambda route: (looked_at.append(1), route.fulfill(json={"data": [image]})))
+
+    visit.expected = ("status of 502",)
+    page = visit.open(before=pretend)
+    rows = page.locator(".job-row")
+    expect(rows.first).to_contain_text("no: 560")
+    expect(rows.first).to_contain_text("a prompt")
+    assert rows.count() < 300
+    assert len(looked_at) < 60
+    page.wait_for_function(
+        "() => (scrollTo(0, document.body.scrollHeight), document.querySelectorAll('.job-row').length === 560)"
+    )
+    expect(rows.last).to_contain_text("no: 1")
+    expect(page.get_by_role("button", name="Older jobs")).to_be_hidden()
+    # What is fresh comes on top, and nothing of the rest is lost.
+    jobs.insert(0, {**model, "id": f"job_{561:020d}", "labels": {"no": "561"}})
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # who comes back does not wait
+    expect(rows).to_have_count(561)
+    expect(rows.first).to_contain_text("no: 561")

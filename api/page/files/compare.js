@@ -15,6 +15,7 @@ const AXES = {
   height: ["Height", "512, 768"],
   clip_skip: ["CLIP skip", "0, 1"],
   true_cfg_scale: ["Guidance by negative", "1, 3"],
+  loras: ["LoRAs", "none, ink:0.5, ink:0.6 + grain:0.3"],
   negative_prompt: ["Negative prompt", "blurry | text, logo"],
 };
 const WORDS = new Set(["scheduler", "negative_prompt"]);
@@ -96,5 +97,15 @@ export function makeCompare({ draft, changed }) {
 function valuesOf(field, written) {
   const parts = written.split(field === "negative_prompt" ? "|" : ",").map((part) => part.trim());
   const values = field === "negative_prompt" && written.trim() ? parts : parts.filter(Boolean);
+  if (field === "loras") return values.map(lorasOf);
   return values.map((value) => (WORDS.has(field) || Number.isNaN(Number(value)) ? value : Number(value)));
+}
+
+/** Read LoRAs as the grid names them: `none`, `ink:0.5`, `ink:0.6 + grain:0.3`. */
+function lorasOf(written) {
+  if (written === "none") return [];
+  return written.split("+").map((part) => {
+    const [name, weight] = part.split(":").map((word) => word.trim());
+    return weight === undefined ? { name } : { name, weight: Number.isNaN(Number(weight)) ? weight : Number(weight) };
+  });
 }

@@ -4,7 +4,7 @@ import { Problem, get } from "./api.js";
 import { h, put } from "./dom.js";
 import { isFinal, pause } from "./live.js";
 
-const AGAIN_MS = 1500;
+const AGAIN_MS = 1000;
 
 /** Make the place where it stands; `.show(job)` brings it up to date. */
 export function gridPlace(signal) {

@@ -9,10 +9,10 @@ import { makePicture } from "./picture.js";
 const NEARLY = 0.02; // shapes that differ by less are stretched by nothing that is seen
 
 /**
- * Make this part of the form. `size()` tells `{width, height}` of what is rendered, `fitTo(picture)` makes it the
- * picture's shape, `changed()` is called when something is.
+ * Make this part of the form. `size()` tells `{width, height}` of what is rendered, `sizeLike(picture)` what has the
+ * picture's shape, `resize(size)` has it rendered; `changed()` is called when something is.
  */
-export function makeStart({ draft, changed, size, fitTo, signal }) {
+export function makeStart({ draft, changed, size, sizeLike, resize, signal }) {
   let strokes = { of: "", all: [] }; // what was painted, and over which picture
   const paint = button("Paint a mask", { name: "brush", press: openBrush });
   const picture = makePicture({
@@ -37,7 +37,7 @@ export function makeStart({ draft, changed, size, fitTo, signal }) {
     placeholder: "0.8",
   });
   const shape = h("span", {});
-  const adopt = button("Size like it", { press: () => fitTo(picture.shown) });
+  const adopt = button("Size like it", { press: () => resize(sizeLike(picture.shown)) });
   const misfit = h("p", { class: "misfit", hidden: true }, shape, adopt);
   const fold = makeFold(
     ["Start from a picture", "img2img, inpainting"],
@@ -65,15 +65,21 @@ export function makeStart({ draft, changed, size, fitTo, signal }) {
     changed();
   }
 
+  /** Whether a picture is stretched by nothing that is seen, or by as little as the model can. */
+  function isLike(shown, { width, height }) {
+    if (!width || Math.abs(Math.log((shown.width * height) / (shown.height * width))) < NEARLY) return true;
+    const best = sizeLike(shown);
+    return width === best.width && height === best.height;
+  }
+
   function fit() {
     const hasAny = Boolean(picture.key || mask.key);
     strength.element.hidden = !hasAny;
     mask.element.hidden = !hasAny;
     paint.disabled = !picture.shown?.url;
-    const { width, height } = size();
     const { shown } = picture;
-    misfit.hidden = !shown?.width || !width || Math.abs(Math.log((shown.width * height) / (shown.height * width))) < NEARLY;
-    if (!misfit.hidden) text(shape, `It will be stretched from ${shown.width} × ${shown.height} to ${width} × ${height}.`);
+    misfit.hidden = !shown?.width || isLike(shown, size());
+    if (!misfit.hidden) text(shape, `It will be stretched from ${inWords(shown)} to ${inWords(size())}.`);
     const given = strength.input.value && `strength ${strength.input.value}`;
     fold.note(hasAny ? [picture.shown?.name || "a picture", given, mask.key && "masked"].filter(Boolean).join(", ") : "");
   }
@@ -103,3 +109,5 @@ export function makeStart({ draft, changed, size, fitTo, signal }) {
     find: (name) => fields[name] ?? null,
   };
 }
+
+const inWords = ({ width, height }) => `${width} × ${height}`;

@@ -24,7 +24,7 @@ export function submitView(root, { title, signal }) {
   let repeatable = { body: null, key: null };
   let isWhole = false; // until all is filled in that was written before
   const fields = makeFields();
-  const start = makeStart({ draft, changed: news, size, fitTo, signal });
+  const start = makeStart({ draft, changed: news, size, sizeLike, resize, signal });
   const nets = makeNets({ draft, changed: news, signal });
   const compare = makeCompare({ draft, changed: news });
   const parts = [start, makeLoras({ draft, changed: news, signal }), nets, compare, makeHires({ draft })];
@@ -89,18 +89,23 @@ export function submitView(root, { title, signal }) {
 
   const chosenModel = () => farm.models.find((model) => model.id === fields.model.input.value);
 
-  /** What is rendered, as far as it is known; pixels. */
+  /** What is rendered, in pixels; without numbers until the models are known. */
   function size() {
-    const defaults = chosenModel()?.defaults;
-    return { width: fields.width.value ?? defaults?.width, height: fields.height.value ?? defaults?.height };
+    const model = chosenModel();
+    if (!model) return {};
+    return { width: fields.width.value ?? model.defaults.width, height: fields.height.value ?? model.defaults.height };
   }
 
-  /** Have images of the shape of a picture, of about as many pixels as the model's own. */
-  function fitTo({ width, height }) {
+  /** Return the size that has the shape of a picture, as near as the model has it, and about the model's pixels. */
+  function sizeLike({ width, height }) {
     const { defaults, size_multiple: step, min_size: least, max_size: most } = chosenModel();
     const scale = Math.sqrt((defaults.width * defaults.height) / (width * height));
     const fitted = (side) => Math.min(most, Math.max(least, Math.round((side * scale) / step) * step));
-    [fields.width.input.value, fields.height.input.value] = [fitted(width), fitted(height)];
+    return { width: fitted(width), height: fitted(height) };
+  }
+
+  function resize({ width, height }) {
+    [fields.width.input.value, fields.height.input.value] = [width, height];
     changed({ target: fields.width.input });
   }
 
