@@ -57,7 +57,7 @@ class FarmCollector(Collector):
         yield from metrics
 
     def _read(self, ledger: Ledger) -> Iterator[Metric]:
-        workers, throughput = ledger.workers(), ledger.throughput()
+        nodes, throughput = _nodes(ledger.workers()), ledger.throughput()
         queued, stored, gpu_s = ledger.queued_by_model(), ledger.images_by_model(), ledger.gpu_s_by_model()
         # Every model of the catalog has its lines from the start, so that rates begin at 0 and not at a gap.
         models = tuple(dict.fromkeys((*self._farm.catalog.names, *queued, *stored)))
@@ -72,8 +72,8 @@ class FarmCollector(Collector):
         yield from _events(models, ledger.events())
         yield from _rates(throughput)
         yield from _tenants(ledger.tenants())
-        yield from _models(models, workers)
-        yield from _workers(workers)
+        yield from _models(models, nodes.values())
+        yield from _workers(nodes)
         yield from _chores(ledger.chores(self._chores))
         memory = ledger.redis_memory()
         yield _gauge("farm_redis_memory_used_bytes", "Memory that the ledger's server uses.", memory.used_bytes)
@@ -160,7 +160,12 @@ def _tenants(tenants: Sequence[TenantStatus]) -> Iterator[Metric]:
         yield _table(family, name, text, ("tenant",), [((each.name,), getattr(each, field)) for each in busiest])
 
 
-def _models(models: Iterable[str], workers: Sequence[WorkerReport]) -> Iterator[Metric]:
+def _nodes(workers: Iterable[WorkerReport]) -> dict[str, WorkerReport]:
+    """Return the report of each node: a restarted worker's predecessor may still count as alive for some seconds."""
+    return {worker.node: worker for worker in sorted(workers, key=lambda worker: worker.started_at)}
+
+
+def _models(models: Iterable[str], workers: Collection[WorkerReport]) -> Iterator[Metric]:
     able = Counter(model for worker in workers for model in worker.models)
     resident = Counter(model for worker in workers for model in worker.resident)
     yield _by_model(GaugeMetricFamily, "farm_model_workers", "Live workers that may serve a model.", models, able)
@@ -196,11 +201,8 @@ _GPU_GAUGES: Final = (
 )
 
 
-def _workers(workers: Sequence[WorkerReport]) -> Iterator[Metric]:
-    """Yield one line per node: a restarted worker's predecessor may still count as alive for some seconds."""
-    nodes: dict[str, WorkerReport] = {}
-    for worker in sorted(workers, key=lambda worker: worker.started_at):
-        nodes[worker.node] = worker
+def _workers(nodes: Mapping[str, WorkerReport]) -> Iterator[Metric]:
+    """Yield one line per node."""
     yield _gauge("farm_workers_alive", "Workers whose heartbeat is fresh.", len(nodes))
     kinds = [((node, worker.device), 1.0) for node, worker in nodes.items()]
     yield _table(GaugeMetricFamily, "farm_worker_info", "What a worker renders on.", ("node", "device"), kinds)

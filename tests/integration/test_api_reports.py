@@ -105,6 +105,7 @@ def test_metrics_tell_the_farms_state(api):
     assert found["farm_images_queued", (("model", "sd15"),)] == 0
     assert found["farm_images_stored_total", (("model", "scenes"),)] == 4
     assert found["farm_workers_alive", ()] == 1
+    assert found["farm_model_workers", (("model", "scenes"),)] == 1
     assert found["farm_worker_steps_total", (("node", "host:gpu0"),)] == 10
     assert found["farm_worker_out_of_memory_total", (("node", "host:gpu0"),)] == 2
     assert found["farm_worker_seats_taken", (("node", "host:gpu0"),)] == 3
