@@ -1,5 +1,6 @@
 """`farm watch` by the stream of a job's events, and without one, against a farm that is played."""
 
+import asyncio
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 
 from cli import live, watch
 from cli import main as cli_main
-from cli.client import NoFarm
+from cli.client import FarmClient, NoFarm
 from cli.live import News
 from cli.watch import JobBar, told
 from fake_http import answering
@@ -194,9 +195,6 @@ def test_ctrl_c_leaves_at_once(farm):
 
 def test_nobody_there_is_told():
     """A farm that vanishes is another error than one that is busy."""
-    import asyncio  # noqa: PLC0415
-
-    from cli.client import FarmClient  # noqa: PLC0415
 
     async def ask():
         with FarmClient("http://127.0.0.1:9") as client:
