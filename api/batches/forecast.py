@@ -46,6 +46,7 @@ class PreviewedPrompt(BaseModel):
     scheduler: str
     width: int
     height: int
+    strength: float = Field(description="How much of the picture that it starts from gives way; 1 without one.")
     loras: list[PreviewedLora]
 
     @classmethod
@@ -89,6 +90,7 @@ class JobPreview(BaseModel):
                             "scheduler": "dpmpp_2m",
                             "width": 128,
                             "height": 128,
+                            "strength": 1.0,
                             "loras": [],
                         }
                     ],

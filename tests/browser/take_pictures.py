@@ -105,7 +105,7 @@ def main() -> None:
         take(browser, f"{url}/#/jobs/{running}", "job", _DESK, look=seen('.cell[data-state="rendering"] img.is-there'))
         take(browser, f"{url}/", "jobs", _DESK, look=seen(".cover", 8))
         take(browser, f"{url}/#/jobs/{done}/6", "image", _DESK, scheme="dark", look=seen(".full"))
-        take(browser, f"{url}/#/jobs/{done}/6", "form", {"width": 1280, "height": 1120}, look=write_job)
+        take(browser, f"{url}/#/jobs/{done}/6", "form", {"width": 1280, "height": 1230}, look=write_job)
         take(browser, f"{url}/", "dark", _DESK, scheme="dark", look=seen(".cover", 8))
         take(browser, f"{url}/#/jobs/{running}", "phone", _PHONE, look=seen(stored, 4))
         browser.close()

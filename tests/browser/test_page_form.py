@@ -165,6 +165,10 @@ def test_values_are_compared_and_stand_side_by_side(visit):
     page.locator("#field-axis-2").select_option("guidance_scale")
     page.locator("#field-axis-2-values").fill("1, 5")
     expect(page.locator(".summary")).to_have_text("1 prompt × 1 × 4 combinations = 4 images")
+    page.get_by_role("button", name="Preview").click()
+    expect(page.locator(".preview li").nth(1)).to_have_text(
+        re.compile(r"^a red circle seed \d+ · steps 2 · guidance 5$")
+    )
     with page.expect_request(re.compile("/v1/jobs$")) as sent:
         page.get_by_role("button", name="Render").click()
     assert sent.value.post_data_json["matrix"] == {"num_inference_steps": [2, 3], "guidance_scale": [1, 5]}

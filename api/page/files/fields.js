@@ -13,7 +13,7 @@ export function makeFields() {
   const words = (rows, placeholder) => h("textarea", { rows, spellcheck: "true", placeholder });
   const choice = (values) => h("select", {}, values.map(([value, label]) => h("option", { value }, label ?? value)));
   return {
-    prompts: makeField("prompts", "Prompts, one a line", words(9, "a red heart left of a green house at night")),
+    prompts: makeField("prompts", "Prompts, one a line", words(6, "a red heart left of a green house at night")),
     negative_prompt: makeField("negative_prompt", "Negative prompt", words(2, "what should not be there")),
     model: makeField("model", "Model", h("select")),
     num_images_per_prompt: numberField("num_images_per_prompt", "Images of each", "", { min: 1, placeholder: "1" }),
