@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -28,7 +29,7 @@ from worker.scheduler import DEFAULT_PATIENCE, Lane, Roster
 from worker.seat import BatchKey, EngineStopped, Rendered, Seat, UnitCancelled, passes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from farm.jobs import Hint, Unit
     from worker.pipelines.base import Pipeline
@@ -95,6 +96,12 @@ class Engine:
     def is_alive(self) -> bool:
         """Whether units are still taken: False after `stop`, and when the device was lost and the worker must go."""
         return self._closed is None
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Begin with none of the units that are submitted within before all of them are there."""
+        with self._lock:
+            yield
 
     def submit(self, unit: Unit, inputs: Inputs = NO_INPUTS) -> Future[Rendered]:
         """Queue `unit` with the pictures it names.
