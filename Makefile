@@ -46,8 +46,8 @@ up: $(INSTALLED) ## Start a farm on this machine; Ctrl-C stops it
 	@$(BIN)/python -m cli.main up
 
 test: $(INSTALLED) ## Run all tests that this machine can run
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow" tests/unit tests/integration
-	$(BIN)/python -m pytest -m "slow and not long" tests/unit tests/integration tests/e2e tests/browser tests/faults
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not long" tests/e2e tests/integration tests/unit
+	$(BIN)/python -m pytest -m "not long" tests/browser tests/faults
 
 long: $(INSTALLED) ## Run the tests that `make test` leaves out: further variants of what it tests
 	$(BIN)/python -m pytest -m long tests

@@ -145,7 +145,7 @@ class Seaweed(Server):
                 "-s3.port.lance=0",
                 "-s3.autoCreateBucket=false",  # as anywhere else
                 "-master.telemetry=false",
-                "-volume.max=4000",  # some for each bucket, and each test has one of its own; by default as the disk has room
+                "-volume.max=4000",  # each test has a bucket, which takes some; by default as the disk has room
                 *flags,
             ],
             folder,

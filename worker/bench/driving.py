@@ -48,7 +48,7 @@ class Driver:
             return list(self._finished)
 
     def submit(self, units: Sequence[Unit]) -> list[Future[Rendered]]:
-        """Queue `units`, all at once: a first one that had begun alone would be a step ahead of the others to the end."""
+        """Queue `units`, all at once: one that had begun alone would be a step ahead of the others to the end."""
         with self._news:
             self._finished.clear()
         futures = []
