@@ -187,8 +187,13 @@ def test_ctrl_c_leaves_at_once(farm):
         os.kill(os.getpid(), signal.SIGINT)
         released.wait(30)
 
-    result, _, _ = farm(streams=[stream(event("job", job(stored=1)), after=interrupt)])
-    released.set()
+    # Whoever was started in the background was started to ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result, _, _ = farm(streams=[stream(event("job", job(stored=1)), after=interrupt)])
+    finally:
+        signal.signal(signal.SIGINT, before)
+        released.set()
     assert result.exit_code == 130
     assert "goes on without you" in result.output
 
