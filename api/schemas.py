@@ -223,7 +223,7 @@ class Image(BaseModel):
     state: UnitState
     attempts: int = Field(description="How often it was handed to a worker.")
     key: str | None = Field(description="Its object key in the bucket, once stored.")
-    url: str | None = Field(description="A signed GET URL, once stored; valid for FARM_URL_EXPIRY_S seconds. It needs no key.")
+    url: str | None = Field(description="A signed GET URL, once stored: needs no key, ends after FARM_URL_EXPIRY_S.")
     thumbnail_url: str | None = Field(
         description="Likewise of its thumbnail, where `output.thumbnail_px` asked for it."
     )
