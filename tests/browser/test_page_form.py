@@ -71,11 +71,12 @@ def test_a_picture_is_painted_over_and_rendered_from(visit, farm, faults_of):
         page.mouse.move(box["x"] + (left + 0.3) * box["width"], box["y"] + 0.5 * box["height"], steps=4)
         page.mouse.up()
     page.keyboard.press("Control+z")
+    page.mouse.click(box["x"] + 0.75 * box["width"], box["y"] + 0.9 * box["height"])  # a dot is painted as well
     with page.expect_response("**/v1/uploads") as kept:
         page.get_by_role("button", name="Use this mask").click()
     mask = Image.open(io.BytesIO(httpx.get(kept.value.json()["url"]).content)).convert("L")
     assert mask.size == (120, 80)
-    assert [mask.getpixel(at) for at in ((30, 40), (90, 40), (30, 5))] == [255, 0, 0]
+    assert [mask.getpixel(at) for at in ((30, 40), (90, 40), (30, 5), (90, 72))] == [255, 0, 0, 255]
     expect(thumbs(page)).to_have_count(2)
     page.locator("#field-strength").fill("0.5")
     page.locator("#field-num_inference_steps").fill("4")

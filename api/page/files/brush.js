@@ -3,6 +3,7 @@
 import { attribute, button, h, vars } from "./dom.js";
 
 const LONGEST_PX = 1024; // the farm needs an eighth of the image's size
+const DOT_PX = 0.01;
 const COLOUR = "#ff5a1f"; // seen on any picture; the style makes it see-through
 
 /**
@@ -146,7 +147,9 @@ function trace(context, { points, width, isErasing }, colour) {
   context.lineWidth = width;
   context.lineCap = context.lineJoin = "round";
   context.beginPath();
-  context.moveTo(...points[0]);
-  for (const point of points.length > 1 ? points.slice(1) : points) context.lineTo(...point);
+  const [[x, y], ...others] = points;
+  context.moveTo(x, y);
+  context.lineTo(x + DOT_PX, y); // a line of no length at all is not drawn
+  for (const point of others) context.lineTo(...point);
   context.stroke();
 }

@@ -32,10 +32,7 @@ export function makePicture({ name, label, hint, changed, signal, tools = [] }) 
   let sending = null; // the latest upload; an earlier one has no say any more
   let isFailed = false;
 
-  input.addEventListener("change", (event) => {
-    event.stopPropagation(); // the form hears of it when it is there
-    if (input.files.length) upload(input.files[0]);
-  });
+  input.addEventListener("change", () => input.files.length && upload(input.files[0]));
   thumb.addEventListener("error", () => {
     thumb.hidden = true;
   });
@@ -43,8 +40,9 @@ export function makePicture({ name, label, hint, changed, signal, tools = [] }) 
 
   /** Send a file to the farm, and have it here. */
   async function upload(file) {
-    const type = file.type || TYPES[file.name?.split(".").pop().toLowerCase()];
-    if (!Object.values(TYPES).includes(type)) return fail(NO_PICTURE);
+    const [, kind] = file.type.split("/"); // none where the system knows none of this name
+    const type = TYPES[(kind ?? file.name.split(".").pop()).toLowerCase()];
+    if (!type) return fail(NO_PICTURE);
     const mine = sendPicture(file, type, signal);
     sending = mine;
     field.blame(null);
@@ -130,6 +128,6 @@ function told({ errors: [error], message }) {
 async function sendPicture(file, type, signal) {
   const answer = await send("POST", "v1/uploads", { body: file, signal, headers: { "Content-Type": type } });
   const { key, url, width, height, bytes: size } = await answer.json();
-  rememberPicture(key, { url, width, height, bytes: size, name: file.name ?? "" }, file);
+  rememberPicture(key, { url, width, height, bytes: size, name: file.name }, file);
   return { key };
 }
