@@ -189,7 +189,7 @@ def test_the_list_of_jobs_goes_on_to_the_oldest(visit, farm, pictures):
     expect(rows.last).to_contain_text("no: 1")
     # Rows are asked about in their order: by the time of the last one this one would have been.
     expect(rows.last).to_contain_text("a prompt")
-    assert rows.nth(100).locator(".prompt").inner_text() == jobs[100]["id"]
+    assert rows.nth(100).locator(".prompt").text_content() == jobs[100]["id"]
     expect(page.get_by_role("button", name="Older jobs")).to_be_hidden()
     # What is fresh comes on top, and nothing of the rest is lost.
     jobs.insert(0, {**model, "id": f"job_{561:020d}", "labels": {"no": "561"}})

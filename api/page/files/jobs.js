@@ -88,6 +88,10 @@ export function jobsView(root, { title, signal }) {
   /** One job has changed, or is new. */
   function take(job) {
     pages.change(job);
+    soon();
+  }
+
+  function soon() {
     frame ??= requestAnimationFrame(show);
   }
 
@@ -95,10 +99,10 @@ export function jobsView(root, { title, signal }) {
     frame = null;
     const { jobs } = pages;
     if (jobs === null || signal.aborted) return;
-    const found = jobs.filter((job) => matches(job, search.value));
+    const found = jobs.filter((job) => matches(job, search.value, soon));
     const [active, ended] = [found.filter((job) => !isFinal(job)), found.filter(isFinal)];
-    groups[0].show(active.sort(byUrgency), show);
-    groups[1].show(ended, show);
+    groups[0].show(active.sort(byUrgency), soon);
+    groups[1].show(ended, soon);
     older.hidden = !pages.hasMore;
     const isFiltered = search.value !== "" || state.value !== "";
     const wanted = found.length ? "list" : isFiltered ? "none" : "empty";
@@ -124,9 +128,9 @@ const UNSEEN = { prompt: null, covers: [] };
 const URGENCY = { rendering: 0, queued: 1, paused: 2 };
 const byUrgency = (a, b) => URGENCY[a.state] - URGENCY[b.state] || b.id.localeCompare(a.id);
 
-function matches(job, wanted) {
+function matches(job, wanted, again) {
   if (!wanted) return true;
-  const told = [job.id, job.model, job.state, job.tenant, peek(job).prompt, ...Object.entries(job.labels).flat()];
+  const told = [job.id, job.model, job.state, job.tenant, peek(job, again).prompt, ...Object.entries(job.labels).flat()];
   const all = told.join(" ").toLocaleLowerCase();
   return wanted.toLocaleLowerCase().split(/\s+/).every((word) => all.includes(word));
 }
