@@ -106,7 +106,7 @@ def main() -> None:
     result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     result |= {
         "what": "CPU milliseconds of the farm's own work, the model computing nothing; see bench/engine_overhead.py",
-        "hardware": f"{os.cpu_count()} cores, {processor()}, shared with other work",
+        "hardware": f"{os.cpu_count()} cores, {processor()}",
         "torch": torch.__version__,
         "workload": "8 samplers, 8 to 50 steps, guided, a picture of its own for each image; 16 seats in the worker",
     }

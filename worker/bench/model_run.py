@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +23,7 @@ from worker.bench.ceilings import AboveCeilingError
 from worker.bench.judging import Judge, digits, in_words
 from worker.bench.memory import TorchMemory, cap, measure_phases
 from worker.bench.on_disk import Subject, on_disk
+from worker.bench.pools import leaving_no_pool
 from worker.bench.reference import measure_reference
 from worker.bench.startup import measure_startup
 from worker.bench.sweep import NotFullError, Rate, measure_closed, measure_mixed, measure_rate
@@ -157,7 +159,7 @@ class ModelRun:
         if wishes.memory_bytes is not None:
             cap(subject.device.torch, wishes.memory_bytes)
         self._plan = subject.plan(wishes.memory_bytes)
-        self._pipeline = subject.load(wishes.memory_bytes)
+        self._pipeline = leaving_no_pool(subject.device.torch, lambda: subject.load(wishes.memory_bytes))
         self._work = subject.work()
         unit = native_unit(self._row, 0)
         self._judge = Judge(self._ceilings, self._pipeline, self._plan, self._work, guided=unit.guided)
@@ -249,14 +251,16 @@ class ModelRun:
         if any(part.is_lossy or part.where is not Where.RESIDENT for part in self._plan.components):
             raise Fatal(f"diffusers' pipeline is measured whole on the card, and the plan is: {self._plan.summary}")
         dtype = getattr(torch, self._known["workload"]["dtype"])
-        pipeline = self._subject.reference(dtype)
+        device = self._subject.device.torch
+        pipeline = leaving_no_pool(device, lambda: self._subject.reference(dtype))
         ours = self._rates[self._best].images_per_s
         kinds = {"one at a time": (1, False), "same batch": (self._best, False)}
         if self._wishes.compiled:
             kinds["compiled, same batch"] = (self._best, True)
         self._put("diffusers", value={})
         for name, (batch, compiled) in kinds.items():
-            rate = measure_reference(pipeline, self._row, batch=batch, compiled=compiled)
+            measure = partial(measure_reference, pipeline, self._row, batch=batch, compiled=compiled)
+            rate = leaving_no_pool(device, measure)
             found = {"batch": batch, "images_per_s": digits(rate), "ratio": digits(ours / rate)}
             self._put("diffusers", name, value=found)
             self._voice.note(f"{name}: {rate:.3f} images/s; ours is {ours / rate:.2f} times that")

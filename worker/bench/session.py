@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from worker.bench.ceilings import measure_ceilings
 from worker.bench.energy import power_driver
 from worker.bench.model_run import ModelRun
+from worker.bench.pools import leaving_no_pool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +34,7 @@ def run_session(
     Without the card's ceilings no rate can be judged: should they fail, so does the run.
     """
     with voice.stage(f"ceilings of {device.kind}"):
-        ceilings = measure_ceilings(device.torch, tell=voice.note)
+        ceilings = leaving_no_pool(device.torch, lambda: measure_ceilings(device.torch, tell=voice.note))
     tflops = {name: round(rate, 3) for name, rate in ceilings.tflops.items()}
     results.put("ceilings", value={"tflops": tflops, "copy_gb_per_s": round(ceilings.copy_gb_per_s, 1)})
     power = power_driver(device)
