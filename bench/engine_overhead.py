@@ -6,7 +6,7 @@
 
 Writes bench/results/engine_overhead.json. Three questions: what a pass of the engine's thread costs
 (overhead/steps.py), what a PNG costs (overhead/png.py), and what an image costs the whole worker, as it is, with real
-Redis and S3 (overhead/worker.py). Reported are CPU seconds, which other load of the machine hardly moves. Each
+Redis and S3 (overhead/worker.py). Reported are CPU seconds, which other load moves less than the clock. Each
 measurement is a process of its own, rounds take turns, and the best round counts.
 """
 
