@@ -8,21 +8,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import pytest
 import webuiapi
 from PIL import Image
 
-from running_farm import running_farm
-
 SIZE = {"width": 128, "height": 128}
-
-
-@pytest.fixture(scope="module")
-def farm(tmp_path_factory):
-    """Run a farm with one worker."""
-    with running_farm(tmp_path_factory.mktemp("farm")) as farm:
-        farm.start_worker()
-        yield farm
 
 
 def client_of(farm) -> webuiapi.WebUIApi:

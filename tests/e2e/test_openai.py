@@ -10,18 +10,8 @@ import openai
 import pytest
 from PIL import Image, ImageStat
 
-from running_farm import running_farm
-
 SIZE = "64x64"
 FEW = {"num_inference_steps": 2}
-
-
-@pytest.fixture(scope="module")
-def farm(tmp_path_factory):
-    """Run a farm with one CPU worker and the model that ships."""
-    with running_farm(tmp_path_factory.mktemp("farm")) as farm:
-        farm.start_worker()
-        yield farm
 
 
 @pytest.fixture(scope="module")

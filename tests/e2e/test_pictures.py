@@ -6,17 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from running_farm import running_farm
-
 SIZE_PX = 128
-
-
-@pytest.fixture(scope="module")
-def farm(tmp_path_factory):
-    """Run a farm with one worker."""
-    with running_farm(tmp_path_factory.mktemp("farm"), max_upload_bytes="1000000") as farm:
-        farm.start_worker()
-        yield farm
 
 
 def file_of(pixels):

@@ -13,19 +13,10 @@ from PIL.PngImagePlugin import PngInfo
 from sd_parsers import ParserManager
 
 from farm.recipes import read_recipe, text_chunks_of
-from running_farm import running_farm
 
 pytestmark = pytest.mark.slow
 
 PROMPT = "a big red heart left of a green house,\nat night, Steps: 3"
-
-
-@pytest.fixture(scope="module")
-def farm(tmp_path_factory):
-    """Run a farm with one CPU worker that serves the model that ships."""
-    with running_farm(tmp_path_factory.mktemp("farm")) as farm:
-        farm.start_worker()
-        yield farm
 
 
 def replay(farm, path, *options):

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_small_simulation_tells_what_it_saw(tmp_path):
     """Two cards render a job to its end through the whole farm, and every part of the report says something."""
     out = tmp_path / "scale.json"
