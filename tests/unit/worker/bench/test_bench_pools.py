@@ -10,9 +10,9 @@ import torch
 from worker.bench.pools import leaving_no_pool
 
 
-def num_tasks():
-    """Return how many threads the system knows of this process, OpenMP's among them."""
-    return len(list(Path("/proc/self/task").iterdir()))
+def tasks():
+    """Return the threads that the system knows of this process, OpenMP's among them."""
+    return {task.name for task in Path("/proc/self/task").iterdir()}
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc")
@@ -20,20 +20,20 @@ def test_the_pool_of_a_measurement_ends_with_it():
     """Though it computed in parallel; a thread that lives on keeps its pool."""
 
     def compute():
-        before = torch.get_num_threads()
+        num_threads = torch.get_num_threads()
         torch.set_num_threads(4)
         try:
             torch.randn(400, 400) @ torch.randn(400, 400)
             torch.ones(1_000_000).add_(1)
-            return num_tasks()
+            return tasks() - before_it
         finally:
-            torch.set_num_threads(before)
+            torch.set_num_threads(num_threads)
 
-    before = num_tasks()
-    during = leaving_no_pool(torch.device("cpu"), compute)
-    assert during >= before + 4  # the thread itself, and three that help it
+    before_it = tasks()  # other tests' threads may end at any time
+    its = leaving_no_pool(torch.device("cpu"), compute)
+    assert len(its) >= 4  # the thread itself, and three that help it
     until_s = time.monotonic() + 30
-    while num_tasks() >= during - 2:  # they end a moment after their thread
+    while len(its & tasks()) > len(its) - 4:  # they end a moment after their thread
         assert time.monotonic() < until_s
         time.sleep(0.01)
 
