@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # Remade whenever what it depends on changes, so that a second run installs nothing.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help venv browser demo up test check lint format clean long faults soak
+.PHONY: help venv browser demo up test check lint format clean long fuzz faults soak
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ test: $(INSTALLED) ## Run all tests that this machine can run
 
 long: $(INSTALLED) ## Run the tests that `make test` leaves out: further variants of what it tests
 	$(BIN)/python -m pytest -m long tests
+
+fuzz: $(INSTALLED) ## Try what is tested by example on new examples, drawn at random: some three minutes
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m hypothesis --hypothesis-profile=fuzz tests
 
 faults: $(INSTALLED) ## Break real processes in every way that the farm must outlive: some four minutes
 	$(BIN)/python -m pytest tests/faults
