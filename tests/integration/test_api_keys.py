@@ -25,10 +25,15 @@ def start(make_api):
     return lambda **fields: make_api(**{"auth": "keys", "operator_key": OPERATOR_KEY, **fields})
 
 
+@pytest.fixture(scope="module")
+def _with_keys(share_api):
+    return share_api(auth="keys", operator_key=OPERATOR_KEY)
+
+
 @pytest.fixture
-def api(start):
-    """Return a client of an API that asks for keys."""
-    return start()
+def api(_with_keys, redis_url):  # noqa: ARG001  asked for because it empties Redis
+    """Return a client of an API that asks for keys, its ledger empty."""
+    return _with_keys
 
 
 def make_key(api, **fields):
@@ -61,7 +66,7 @@ def test_a_key_is_shown_once_and_kept_as_a_hash(api):
     assert record["id"].encode() in kept
 
 
-def test_a_revoked_key_opens_nothing_in_any_process(api, start):
+def test_a_revoked_key_opens_nothing_in_any_process(api, start, monkeypatch):
     """At once where it is revoked, elsewhere when the seconds are over that an answer of Redis is believed."""
     other = start()
     shown, record = make_key(api)
@@ -70,17 +75,17 @@ def test_a_revoked_key_opens_nothing_in_any_process(api, start):
     revoked = api.delete(f"/v1/keys/{record['id']}", headers=OPERATOR)
     assert revoked.json()["revoked_at"] is not None
     assert api.get("/v1/jobs", headers=shown).status_code == 401
-    other.parts.keyring._clock = lambda: time.time() + MAX_AGE_S
+    monkeypatch.setattr(other.parts.keyring, "_clock", lambda: time.time() + MAX_AGE_S + 10)
     answer = other.get("/v1/jobs", headers=shown)
     assert (answer.status_code, slug_of(answer)) == (401, "unauthenticated")
     assert api.delete(f"/v1/keys/{record['id']}", headers=OPERATOR).json() == revoked.json()
 
 
-def test_an_expired_key_opens_nothing(api):
+def test_an_expired_key_opens_nothing(api, monkeypatch):
     """To the moment, whatever is remembered of it."""
     shown, _ = make_key(api, expires_at="2100-01-01T00:00:00Z")
     assert api.get("/v1/jobs", headers=shown).status_code == 200
-    api.parts.keyring._clock = lambda: 4_102_444_800.0
+    monkeypatch.setattr(api.parts.keyring, "_clock", lambda: 4_102_444_800.0)
     assert api.get("/v1/jobs", headers=shown).status_code == 401
 
 

@@ -11,10 +11,15 @@ PAGE = Path(__file__).parents[2] / "docs" / "fairness.md"
 ALICE, BOB = ({"Farm-Tenant": name} for name in ("alice", "bob"))
 
 
+@pytest.fixture(scope="module")
+def _behind_gateway(share_api):
+    return share_api(trust_tenant_header=True)
+
+
 @pytest.fixture
-def gateway(make_api):
-    """Return a client of an API that stands behind a gateway: it believes the header."""
-    return make_api(trust_tenant_header=True)
+def gateway(_behind_gateway, redis_url):  # noqa: ARG001  asked for because it empties Redis
+    """Return a client of an API that stands behind a gateway, its ledger empty: it believes the header."""
+    return _behind_gateway
 
 
 def slug_of(answer):

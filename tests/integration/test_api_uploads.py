@@ -13,12 +13,26 @@ from farm.pictures import TO_COME
 from farm.storage import object_key
 
 
-@pytest.fixture
-def api(make_api, s3):
-    """Return a client of an API with a store."""
-    client = make_api(s3_public_endpoint=None, max_upload_bytes=20_000, max_upload_pixels=10_000, **s3)
+@pytest.fixture(scope="module")
+def _with_store(share_api, shared_s3):
+    client = share_api(s3_public_endpoint=None, max_upload_bytes=20_000, max_upload_pixels=10_000, **shared_s3)
     client.parts.store.ensure_bucket()
     return client
+
+
+@pytest.fixture
+def api(_with_store, redis_url):  # noqa: ARG001  asked for because it empties Redis
+    """Return a client of an API with an empty store."""
+    store = _with_store.parts.store
+    if keys := list(store.list()):
+        store.delete_many(keys)
+    return _with_store
+
+
+@pytest.fixture(scope="module")
+def careful_api(share_api, shared_s3):
+    """Return a client of an API that fetches pictures from two hosts."""
+    return share_api(input_hosts="images.example, cdn.example:9000", **shared_s3)
 
 
 def picture(image_format="PNG", size=(40, 30), **options):
@@ -52,7 +66,7 @@ def test_a_picture_is_kept_under_the_hash_of_its_bytes(api, image_format, media_
     assert (kept["width"], kept["height"], kept["bytes"]) == (40, 30, len(data))
     again = upload(api, data, media_type)
     assert {**again, "url": ""} == {**kept, "url": ""}
-    answer = httpx.get(kept["url"])
+    answer = httpx.get(kept["url"], timeout=100)
     assert answer.content == data
     assert answer.headers["content-type"] == media_type
 
@@ -63,7 +77,7 @@ def test_a_picture_is_found_again_by_its_key(api):
     key = upload(api, data)["key"]
     found = api.get("/v1/uploads", params={"key": key}).json()
     assert found["key"] == key
-    assert httpx.get(found["url"]).content == data
+    assert httpx.get(found["url"], timeout=100).content == data
     assert api.get("/v1/uploads", params={"key": key.replace(".png", ".webp")}).status_code == 404
     for other in ("jobs/job_1/0000000.png", "uploads/../jobs/x.png", "uploads/"):
         assert api.get("/v1/uploads", params={"key": other}).status_code == 422
@@ -210,17 +224,15 @@ def test_a_job_is_accepted_while_the_store_is_away(make_api):
         "other/a.png",
     ],
 )
-def test_nothing_is_fetched_that_the_operator_has_not_allowed(make_api, s3, source):
+def test_nothing_is_fetched_that_the_operator_has_not_allowed(careful_api, source):
     """Every other source is refused, with what would do."""
-    client = make_api(input_hosts="images.example, cdn.example:9000", **s3)
-    problem = client.post_job(prompts=[{"prompt": "a", "image": source}], expect=422)
+    problem = careful_api.post_job(prompts=[{"prompt": "a", "image": source}], expect=422)
     (error,) = problem["errors"]
     assert (error["field"], error["value"]) == ("prompts.0.image", source)
     assert "uploads/…" in error["choices"]
 
 
-def test_a_host_that_is_allowed_is_taken(make_api, s3):
+def test_a_host_that_is_allowed_is_taken(careful_api):
     """Names of hosts know no case; a port beside the usual one is named with its host."""
-    client = make_api(input_hosts="images.example, cdn.example:9000", **s3)
     for source in ("https://Images.Example/a.png?size=1", "http://images.example:80/a", "http://cdn.example:9000/b"):
-        client.post_job(image=source)
+        careful_api.post_job(image=source)

@@ -17,12 +17,16 @@ from farm.errors import StorageDown
 from farm.ledger import Ledger
 from farm.settings import Settings
 from servers import valkey
+from steady_clock import steady_clock
+from told_clock import Clock
+
+PATIENCE_S = 100.0
 
 
 @pytest.fixture
 def ledger(redis_url):
     """Return a ledger on an empty server."""
-    ledger = Ledger.connect(Settings(redis_url=redis_url), socket_timeout_s=1, retries=0)
+    ledger = Ledger.connect(Settings(redis_url=redis_url), clock=steady_clock, socket_timeout_s=PATIENCE_S)
     yield ledger
     ledger.close()
 
@@ -43,11 +47,12 @@ def running(ledger, **handlers):
         yield chores
     finally:
         chores.stop()
+        chores._thread.join(PATIENCE_S)  # it was given a moment only, and must take none of the next test's
 
 
-def wait_for(is_so, timeout_s=20.0):
+def wait_for(is_so):
     """Wait until something is so."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + PATIENCE_S
     while not is_so():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
@@ -96,8 +101,9 @@ def test_what_fails_is_tried_again_with_growing_pauses(ledger, monkeypatch, capl
     assert all(bool(record.exc_info) is isinstance(error, KeyError) for record in told)
 
 
-def test_a_handler_that_knows_when_is_heard(ledger):
-    """NotYet says the pause itself."""
+def test_a_handler_that_knows_when_is_heard(ledger, monkeypatch):
+    """NotYet says the pause itself: it is not that of a failure."""
+    monkeypatch.setattr(module, "_FIRST_RETRY_S", 10 * PATIENCE_S)
     times = []
 
     def handler(_farm, _chore):
@@ -108,7 +114,7 @@ def test_a_handler_that_knows_when_is_heard(ledger):
     settled(ledger)
     with running(ledger, manifest=handler):
         wait_for(lambda: not left(ledger))
-    assert 0.5 <= times[1] - times[0] < 5
+    assert times[1] - times[0] >= 0.5
 
 
 def test_pauses_double_up_to_five_minutes_and_are_scattered():
@@ -126,17 +132,19 @@ def test_one_that_hangs_holds_up_neither_its_own_kind_nor_others(ledger):
 
     def handler(_farm, chore):
         if chore.job in stuck:
-            free.wait(30)
+            free.wait()
         done.append(chore.job)
 
     with running(ledger, manifest=handler, expire=lambda _farm, chore: done.append(chore.kind)):
-        other = settled(ledger)
-        wait_for(lambda: other in done)
-        ledger.manifest_written(other)
-        ledger._connection.redis.zadd("farm:chores:expire", {f"{other}|expire|1": 1.0})  # its time has come
-        wait_for(lambda: "expire" in done)
-        assert not stuck & set(done)
-        free.set()
+        try:
+            other = settled(ledger)
+            wait_for(lambda: other in done)
+            ledger.manifest_written(other)
+            ledger._connection.redis.zadd("farm:chores:expire", {f"{other}|expire|1": 1.0})  # its time has come
+            wait_for(lambda: "expire" in done)
+            assert not stuck & set(done)
+        finally:
+            free.set()
         wait_for(lambda: stuck <= set(done))
 
 
@@ -151,20 +159,31 @@ def test_processes_share_the_list(ledger):
     assert sorted(done) == sorted(jobs)
 
 
-def test_one_that_takes_longer_than_its_lease_keeps_it(ledger, monkeypatch):
+def test_one_that_takes_longer_than_its_lease_keeps_it(redis_url, monkeypatch):
     """A manifest of millions takes minutes: nobody else begins it meanwhile."""
-    monkeypatch.setattr(module, "LEASE_S", 0.6)
-    monkeypatch.setattr(module, "_KEEP_EVERY_S", 0.2)
-    begun = []
+    monkeypatch.setattr(module, "_KEEP_EVERY_S", 0.05)
+    begun, free, clock = [], threading.Event(), Clock()
+    ledger = Ledger.connect(Settings(redis_url=redis_url), clock=clock, socket_timeout_s=PATIENCE_S)
 
     def handler(_farm, chore):
-        begun.append(chore.job)
-        time.sleep(2.0)
+        begun.append(chore)
+        free.wait()
+
+    def is_ours_until():
+        return ledger._connection.redis.zscore("farm:chores:manifest", begun[0].member)
 
     settled(ledger)
     with running(ledger, manifest=handler), running(ledger, manifest=handler):
+        try:
+            wait_for(lambda: begun)
+            for _ in range(4):
+                clock.now += module.LEASE_S - 10
+                wait_for(lambda: is_ours_until() >= clock.now + module.LEASE_S)
+        finally:
+            free.set()
         wait_for(lambda: not left(ledger))
     assert len(begun) == 1
+    ledger.close()
 
 
 def test_a_process_that_stops_does_not_wait_for_what_hangs(ledger, monkeypatch):
@@ -175,23 +194,26 @@ def test_a_process_that_stops_does_not_wait_for_what_hangs(ledger, monkeypatch):
 
     def hang(_farm, _chore):
         begun.set()
-        free.wait(30)
+        free.wait()
         raise StorageDown("and nothing came of it")
 
     job = settled(ledger)
-    with running(ledger, manifest=hang):
-        assert begun.wait(10)
-        stopping_at = time.monotonic()
-    assert time.monotonic() - stopping_at < 5
-    with running(ledger, manifest=lambda _farm, chore: done.append(chore.job)):
-        wait_for(lambda: done == [job])
-    free.set()
+    try:
+        with running(ledger, manifest=hang) as chores:
+            assert begun.wait(PATIENCE_S)
+            (hanging,) = chores._running.values()
+        assert hanging.is_alive()
+        with running(ledger, manifest=lambda _farm, chore: done.append(chore.job)):
+            wait_for(lambda: done == [job])
+    finally:
+        free.set()
+    hanging.join(PATIENCE_S)
 
 
 def test_chores_outlive_an_outage_of_redis(caplog):
     """Redis is killed and comes back: one complaint, and the chores are done."""
     with valkey() as server:
-        ledger = Ledger.connect(server.settings(), socket_timeout_s=1, retries=0)
+        ledger = Ledger.connect(server.settings(), socket_timeout_s=PATIENCE_S)
         done = []
         with running(ledger, manifest=lambda _farm, chore: done.append(chore.job)):
             server.kill()
