@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -16,6 +18,19 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _words_of_our_own(caplog):
+    """Have `caplog` keep what this test has the farm say, and nothing of threads that an earlier one left behind."""
+    others = {*threading.enumerate()} - {threading.current_thread()}
+
+    def is_ours(record):
+        return record.name.partition(".")[0] in ("farm", "worker") and threading.current_thread() not in others
+
+    caplog.handler.addFilter(is_ours)
+    yield
+    caplog.handler.removeFilter(is_ours)
 
 
 @pytest.fixture(scope="session")

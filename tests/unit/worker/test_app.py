@@ -30,6 +30,8 @@ from worker.app import (
 from worker.description import as_told
 from worker.gpu import Device, Telemetry
 
+WAIT_S = 60
+"""Nothing takes so long; who waits in vain fails after it."""
 CPU = Device(torch.device("cpu"), "cpu", None)
 CARD = Device(torch.device("cpu"), "NVIDIA GeForce RTX 4090", "GPU-8a6e1c1e-0000-1111-2222-333333333333")
 
@@ -119,7 +121,7 @@ def test_a_lost_device_ends_the_process_with_a_drain(monkeypatch):
     drain = Drain(SimpleNamespace(drain=lambda: done.append("renderer draining")), engine)
     drain.start()
     engine.is_alive = False
-    assert told.wait(5)
+    assert told.wait(WAIT_S)
     drain.finish()
     drain.over()
     assert done == ["renderer draining", "engine stopped"]
@@ -156,13 +158,13 @@ def test_a_process_that_has_grown_makes_room_for_a_new_one(monkeypatch):
     drain.start()
     for _ in range(2):
         looked.clear()
-        assert looked.wait(5)
+        assert looked.wait(WAIT_S)
     assert asked == []
     stats.floor_bytes += 1
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + WAIT_S
     while not asked and time.monotonic() < deadline:
         time.sleep(0.01)
-    time.sleep(0.05)
+    time.sleep(0.05)  # it looks again
     drain.finish()
     drain.over()
     assert asked == [signal.SIGTERM]

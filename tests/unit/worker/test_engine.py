@@ -26,6 +26,8 @@ from worker.sampling.schedules import _tabulate as tabulate
 from worker.seat import EngineStopped, Rendered, UnitCancelled
 
 INVARIANT = Reproducibility.INVARIANT
+WAIT_S = 60
+"""Nothing takes so long; who waits in vain fails after it."""
 
 
 class FakePipeline:
@@ -196,7 +198,7 @@ def test_started_engine_renders_what_many_threads_submit():
         thread.start()
     for thread in threads:
         thread.join()
-    wait_for(futures.values(), timeout=60)
+    wait_for(futures.values(), timeout=WAIT_S)
     for index, pixels in enumerate(expected):
         np.testing.assert_allclose(futures[index].result().pixels.astype(int), pixels.astype(int), atol=1)
     assert engine.stop() == []
@@ -210,22 +212,22 @@ def test_stop_gives_up_what_is_not_finished():
 
     def hold(_):
         reached.set()
-        assert go_on.wait(30)
+        assert go_on.wait(WAIT_S)
 
     pipeline.on_predict = hold
     engine = Engine(lambda _: pipeline, max_batch=1)
     engine.start()
     running, waiting = (engine.submit(unit) for unit in numbered(2, num_inference_steps=50))
-    assert reached.wait(30)
+    assert reached.wait(WAIT_S)
     stopping = threading.Thread(target=lambda: given_up.extend(engine.stop()))
     given_up = []
     stopping.start()
-    assert isinstance(waiting.exception(timeout=30), EngineStopped)
+    assert isinstance(waiting.exception(timeout=WAIT_S), EngineStopped)
     with pytest.raises(EngineStopped):
         engine.submit(tiny_unit())
     go_on.set()
-    stopping.join(30)
-    assert isinstance(running.exception(timeout=30), Transient)
+    stopping.join(WAIT_S)
+    assert isinstance(running.exception(timeout=WAIT_S), Transient)
     assert sorted(hint.index for hint in given_up) == [0, 1]
 
 
@@ -233,13 +235,18 @@ def test_stop_with_time_to_drain_finishes_seated_units():
     """What has a seat is finished within `drain_s`; what waits is given back at once."""
     pipeline = FakePipeline()
     reached = threading.Event()
-    pipeline.on_predict = lambda _: reached.set()
     engine = Engine(lambda _: pipeline, max_batch=1)
+    running, waiting = (engine.submit(unit) for unit in numbered(2, num_inference_steps=20))
+
+    def hold_until_the_stop(_):
+        reached.set()
+        assert isinstance(waiting.exception(timeout=WAIT_S), EngineStopped)
+
+    pipeline.on_predict = hold_until_the_stop
     engine.start()
-    running, waiting = (engine.submit(unit) for unit in numbered(2, num_inference_steps=200))
-    assert reached.wait(30)
-    assert [hint.index for hint in engine.stop(drain_s=60)] == [1]
-    assert running.result().timings.steps == 200
+    assert reached.wait(WAIT_S)
+    assert [hint.index for hint in engine.stop(drain_s=3 * WAIT_S)] == [1]
+    assert running.result().timings.steps == 20
     assert isinstance(waiting.exception(), EngineStopped)
 
 
@@ -263,7 +270,7 @@ def test_lost_device_gives_everything_back():
     engine.start()
     futures = [engine.submit(unit) for unit in numbered(3)]
     for future in futures:
-        assert isinstance(future.exception(timeout=30), EngineStopped)
+        assert isinstance(future.exception(timeout=WAIT_S), EngineStopped)
     with pytest.raises(EngineStopped, match="illegal memory access"):
         engine.submit(tiny_unit())
     assert not engine.is_alive

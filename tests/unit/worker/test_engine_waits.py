@@ -22,6 +22,8 @@ from worker.render import Outcome, Renderer
 
 ME = "here:cpu0#1"
 SHORT, LONG = 2, 30  # steps
+WAIT_S = 60
+"""Nothing takes so long; who waits in vain fails after it."""
 
 
 class Gate:
@@ -35,7 +37,7 @@ class Gate:
 
         def waiting(*args, **kwargs):
             self.reached.set()
-            assert self.opened.wait(20)
+            assert self.opened.wait(2 * WAIT_S)
             return call(*args, **kwargs)
 
         return waiting
@@ -69,13 +71,13 @@ class StepByStep(NoopPipeline):
 
     def predict(self, latents, rides, *, guided, batch_shape):
         """Wait to be allowed."""
-        assert self.allowed.acquire(timeout=20)
+        assert self.allowed.acquire(timeout=2 * WAIT_S)
         return super().predict(latents, rides, guided=guided, batch_shape=batch_shape)
 
 
-def until(is_so, limit_s=10.0):
+def until(is_so):
     """Wait for it."""
-    deadline = time.monotonic() + limit_s
+    deadline = time.monotonic() + WAIT_S
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -108,7 +110,7 @@ def test_the_engine_steps_on_whatever_an_image_waits_for(away, monkeypatch):
             if away == "Redis":
                 until(lambda: len(store.keys) == 1)  # now it asks to be counted
             else:
-                assert gate.reached.wait(10)
+                assert gate.reached.wait(WAIT_S)
 
             pipeline.allowed.release(LONG)
             until(lambda: engine.stats().images == 2)
@@ -117,7 +119,7 @@ def test_the_engine_steps_on_whatever_an_image_waits_for(away, monkeypatch):
             assert not long.done()
             os.kill(server.pid, signal.SIGCONT)
             gate.opened.set()
-            assert [short.result(20), long.result(20)] == [Outcome.STORED] * 2
+            assert [short.result(WAIT_S), long.result(WAIT_S)] == [Outcome.STORED] * 2
             assert ledger.job(job.header.id).counts.stored == 2
         finally:
             os.kill(server.pid, signal.SIGCONT)

@@ -16,6 +16,8 @@ from worker.engine import Engine
 from worker.prefetch import Prefetch, read_or_hash, read_through
 
 GIB = 2**30
+WAIT_S = 60
+"""Nothing takes so long; who waits in vain fails after it."""
 
 
 @pytest.fixture
@@ -58,11 +60,12 @@ def started():
     yield start
     for prefetch in running:
         prefetch.stop()
+        prefetch._thread.join()
 
 
 def wait_until(is_so):
     """Wait a while for something to become so."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + WAIT_S
     while not is_so():
         assert time.monotonic() < deadline, "it never came to be"
         time.sleep(0.002)
@@ -70,13 +73,14 @@ def wait_until(is_so):
 
 def is_idle(prefetch):
     """Whether all that was expected has been dealt with."""
-    return prefetch._current is None and not prefetch._expected
+    with prefetch._changed:
+        return prefetch._current is None and not prefetch._expected
 
 
 def test_expected_models_are_read_to_the_end(files, started):
     """Every byte of every file passes, in the order in which models were expected, each once."""
     reader = CountingReader()
-    prefetch = started(files.__getitem__, reader)
+    prefetch = started(files.__getitem__, reader, clock=lambda: 0.0)
     for model in ("small", "large", "small", "small"):
         prefetch.expect(model)
     wait_until(lambda: len(reader.read) == 3 and is_idle(prefetch))
@@ -110,13 +114,13 @@ def test_a_load_ends_the_reading(files, started):
     def available():
         if reader.read == ["a"]:
             reached.set()
-            may_go_on.wait(10)
+            may_go_on.wait(2 * WAIT_S)
         return 100 * GIB
 
     prefetch = started({**files, "other": files["large"]}.__getitem__, reader, available=available)
     for model in ("small", "large", "other"):
         prefetch.expect(model)
-    assert reached.wait(10)
+    assert reached.wait(WAIT_S)
     prefetch.give_over("small")
     prefetch.give_over("large")
     may_go_on.set()
@@ -196,8 +200,8 @@ def test_units_of_models_that_are_not_here_are_expected(tiny_pipeline):
     first = engine.submit(tiny_unit(model="one"))
     assert expected == ["one"]
     engine.start()
-    assert first.result(timeout=30)
-    assert engine.submit(tiny_unit(index=1, model="one")).result(timeout=30)
+    assert first.result(timeout=WAIT_S)
+    assert engine.submit(tiny_unit(index=1, model="one")).result(timeout=WAIT_S)
     engine.expect("one")
     assert expected == ["one"]
     engine.expect("two")
@@ -211,7 +215,7 @@ def test_a_disk_that_hangs_holds_nobody_up(started, tiny_pipeline):
 
     def find(_model):
         is_stuck.set()
-        released.wait(30)
+        released.wait(2 * WAIT_S)
         return []
 
     prefetch = started(find, read_through)
@@ -224,9 +228,9 @@ def test_a_disk_that_hangs_holds_nobody_up(started, tiny_pipeline):
     engine.start()
     try:
         prefetch.expect("two")
-        assert is_stuck.wait(10)
+        assert is_stuck.wait(WAIT_S)
         for index, model in enumerate(("one", "two", "one")):
-            assert engine.submit(tiny_unit(index=index, model=model)).result(timeout=30)
+            assert engine.submit(tiny_unit(index=index, model=model)).result(timeout=WAIT_S)
         assert prefetch._current == "two"
     finally:
         released.set()

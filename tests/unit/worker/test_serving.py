@@ -20,6 +20,25 @@ from worker.render import Outcome, Renderer
 from worker.serving import Serving
 
 MODELS = ("scenes", "sd15", "sdxl")
+WAIT_S = 60
+"""Nothing takes so long; who waits in vain fails after it."""
+
+
+OPTIONS = {
+    "pool": "threads",
+    "perform_ping_check": False,
+    "without_heartbeat": True,
+    "shutdown_timeout": WAIT_S,
+}
+"""Of Celery's workers in this process."""
+
+
+def wait_until(is_so):
+    """Wait for a condition."""
+    deadline = time.monotonic() + WAIT_S
+    while not is_so():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
 
 
 class PretendEngine:
@@ -152,9 +171,13 @@ def test_a_worker_of_one_model_never_asks(redis_url):
 def test_only_served_queues_are_read(redis_url):
     """A real consumer follows what is served, from nothing to something and on to something else, and back."""
     app = make_celery(Settings(redis_url=redis_url))
-    served = []
-    read_only(app, lambda: served)
-    got = []
+    served, asked, got = [], [], []
+
+    def serves():
+        asked.append(list(served))
+        return asked[-1]
+
+    read_only(app, serves)
 
     @app.task(name=RENDER_TASK, shared=False)
     def render(job, *_):
@@ -163,23 +186,21 @@ def test_only_served_queues_are_read(redis_url):
     app.conf.task_queues = queues(MODELS)
 
     def expect(*jobs):
-        deadline = time.monotonic() + 10
-        while len(got) < len(jobs) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: len(got) >= len(jobs))
         time.sleep(0.3)  # no more than those
         assert sorted(got) == sorted(jobs)
         got.clear()
 
-    options = {"pool": "threads", "concurrency": 2, "perform_ping_check": False, "without_heartbeat": True}
-    with start_worker(app, **options):
+    with start_worker(app, concurrency=2, **OPTIONS):
         for model in MODELS:
             publish(app, [(model, Hint(f"{model} {n}", 0, 1)) for n in range(3)])
-        time.sleep(1.5)
+        before = len(asked)
+        wait_until(lambda: len(asked) > before)
         assert got == []
         served[:] = ["sd15"]
         expect("sd15 0", "sd15 1", "sd15 2")
         served[:] = []
-        time.sleep(1.2)  # a read that has begun may still bring one
+        wait_until(lambda: asked[-1] == [])  # a read that had begun might still have brought one
         publish(app, [("sd15", Hint("late", 0, 1))])
         expect()
         served[:] = ["scenes", "sd15"]
@@ -202,11 +223,8 @@ def test_urgent_messages_are_read_first(redis_url):
     publish(app, [("scenes", Hint("bulk", n, 1)) for n in range(20)])
     publish(app, [("scenes", UrgentHint("now", n, 1)) for n in range(2)])
     assert queue_length(app, "scenes") == 22
-    options = {"pool": "threads", "concurrency": 1, "perform_ping_check": False, "without_heartbeat": True}
-    with start_worker(app, **options):
-        deadline = time.monotonic() + 10
-        while len(got) < 22 and time.monotonic() < deadline:
-            time.sleep(0.02)
+    with start_worker(app, concurrency=1, **OPTIONS):
+        wait_until(lambda: len(got) >= 22)
     assert got == ["now", "now"] + ["bulk"] * 20
     app.close()
 
@@ -221,20 +239,17 @@ def test_no_more_is_read_than_seats_want(redis_url):
     @app.task(name=RENDER_TASK, shared=False)
     def render(_job, index, _attempt):
         begun.append(index)
-        finished.acquire(timeout=20)
+        finished.acquire(timeout=2 * WAIT_S)
 
     app.conf.task_queues = queues(["scenes"])
 
     def expect(count):
-        deadline = time.monotonic() + 10
-        while len(begun) < count and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(0.3)
-        assert begun == list(range(count))
+        wait_until(lambda: len(begun) >= count)
+        time.sleep(0.3)  # no more than those
+        assert sorted(begun) == list(range(count))  # of two that are read together either may begin first
 
     publish(app, [("scenes", Hint("job", n, 1)) for n in range(12)])
-    options = {"pool": "threads", "concurrency": 8, "perform_ping_check": False, "without_heartbeat": True}
-    with start_worker(app, **options):
+    with start_worker(app, concurrency=8, **OPTIONS):
         expect(2)
         assert queue_length(app, "scenes") == 10
         finished.release()

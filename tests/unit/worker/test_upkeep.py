@@ -16,6 +16,9 @@ from servers import valkey
 from worker.upkeep import Appetite, Upkeep
 
 ME, PREDECESSOR, OTHER = "here:cpu0#2", "here:cpu0#1", "there:cpu0#1"
+MARK = "job_of_the_mark"
+WAIT_S = 60
+"""Nothing takes so long; who waits in vain fails after it."""
 
 
 class PretendRenderer:
@@ -66,10 +69,10 @@ class Clock:
 class Worker:
     """Upkeep and all it works with."""
 
-    def __init__(self, redis_url, *, lease_s=4.0, is_real_time=False) -> None:
+    def __init__(self, redis_url, *, lease_s=4.0) -> None:
         self.settings = Settings(redis_url=redis_url, lease_s=lease_s)
-        self.redis_clock = None if is_real_time else Clock(time.time())
-        self.clock = time.monotonic if is_real_time else Clock(1000.0)
+        self.redis_clock = Clock(1_800_000_000.0)
+        self.clock = Clock(1000.0)
         self.ledger = Ledger.connect(self.settings, clock=self.redis_clock)
         self.app = make_celery(self.settings)
         self.renderer = PretendRenderer()
@@ -79,6 +82,19 @@ class Worker:
         self.watched = []
         self.appetite = Appetite(lambda: self.seats, self.nudge)
         self.upkeep = self.make_upkeep()
+        self.num_renewals = 0  # that were begun
+        self.num_reaps = 0
+        self.ledger.renew = self.counting("num_renewals", self.ledger.renew)
+        self.ledger.reap = self.counting("num_reaps", self.ledger.reap)
+
+    def counting(self, name, call):
+        """Return `call`, which counts its calls."""
+
+        def counted(*args, **kwargs):
+            setattr(self, name, getattr(self, name) + 1)
+            return call(*args, **kwargs)
+
+        return counted
 
     def make_upkeep(self):
         """Return the upkeep of a fresh process."""
@@ -296,159 +312,178 @@ def test_claims_ask_for_more_when_half_is_gone():
     assert nudge.is_set()
 
 
-def test_news_of_work_wakes_an_idle_worker_and_one_image_is_cancelled_alone():
-    """Nobody waits for the beat: with a lease of an hour there is none."""
-    with valkey() as server:
-        worker = Worker(server.url, lease_s=3600.0, is_real_time=True)
-        worker.serving.models = ()
-        worker.upkeep.start()
-        wait_until(worker.ledger.workers)
-        time.sleep(0.2)  # until it listens
-        worker.serving.choices = [("scenes",)]
-        worker.ledger.report(report(ME))
-        job = worker.open_job(3)
-        wait_until(lambda: queue_length(worker.app, "scenes") == 3)
-        for hint in worker.ledger.rehint("scenes", older_than_s=0):
-            worker.ledger.claim(hint, ME)
-        worker.ledger.cancel_image(job, 1)
-        wait_until(lambda: (job, 1) in worker.renderer.cancelled)
-        worker.upkeep.stop()
-        worker.ledger.close()
-        worker.app.close()
+@pytest.fixture
+def idle(redis_url):
+    """Return a worker whose threads run, which has made its first beat and hears what is told.
+
+    Its lease is an hour: whatever comes to pass, no beat brings it.
+    """
+    worker = Worker(redis_url, lease_s=3600.0)
+    worker.serving.models = ()
+    worker.upkeep.start()
+    wait_until(worker.ledger.workers)
+
+    def hears():
+        worker.ledger._redis.publish("farm:news", f"cancelled {MARK}")
+        return worker.renderer.cancelled
+
+    wait_until(hears)
+    yield worker
+    worker.upkeep.stop()
+    worker.ledger.close()
+    worker.app.close()
 
 
-def test_news_of_a_watcher_reaches_who_shows_previews():
+def test_news_of_work_wakes_an_idle_worker_and_one_image_is_cancelled_alone(idle):
+    """Nobody waits for the beat."""
+    idle.serving.choices = [("scenes",)]
+    idle.ledger.report(report(ME))
+    job = idle.open_job(3)
+    wait_until(lambda: queue_length(idle.app, "scenes") == 3)
+    for hint in idle.ledger.rehint("scenes", older_than_s=-1):
+        idle.ledger.claim(hint, ME)
+    idle.ledger.cancel_image(job, 1)
+    wait_until(lambda: (job, 1) in idle.renderer.cancelled)
+    assert {each for each in idle.renderer.cancelled if each[0] != MARK} == {(job, 1)}
+
+
+def test_news_of_a_watcher_reaches_who_shows_previews(idle):
     """And cancels nothing."""
-    with valkey() as server:
-        worker = Worker(server.url, lease_s=3600.0, is_real_time=True)
-        worker.upkeep.start()
-        wait_until(worker.ledger.workers)
-        time.sleep(0.2)  # until it listens
-        job = worker.open_job(1)
-        wait_until(lambda: queue_length(worker.app, "scenes") == 1)
-        (hint,) = worker.ledger.rehint("scenes", older_than_s=0)
-        worker.ledger.claim(hint, ME)
-        worker.ledger.want_previews(job, every_steps=3, for_s=50)
-        wait_until(lambda: worker.watched)
-        worker.upkeep.stop()
-        assert worker.watched == [(job, Watch(3, 50.0))]
-        assert worker.renderer.cancelled == []
-        worker.ledger.close()
-        worker.app.close()
+    idle.ledger.report(report(ME))
+    job = idle.open_job(1)
+    (hint,) = idle.ledger.feed("scenes")
+    idle.ledger.claim(hint, ME)
+    idle.ledger.want_previews(job, every_steps=3, for_s=50)
+    wait_until(lambda: idle.watched)
+    assert idle.watched == [(job, Watch(3, 50.0))]
+    assert {each[0] for each in idle.renderer.cancelled} == {MARK}
 
 
-def test_leases_are_kept_while_everything_else_hangs():
+def test_leases_are_kept_while_everything_else_hangs(redis_url):
     """Reports, feeds and the like may be late; renewals have a thread of their own."""
-    with valkey() as server:
-        worker = Worker(server.url, lease_s=1.0, is_real_time=True)
-        worker.open_job(1)
-        worker.ledger.report(report(ME))
-        (hint,) = worker.ledger.feed("scenes")
-        worker.ledger.claim(hint, ME)
-        worker.renderer.held = [hint]
-        is_over = threading.Event()
-        worker.serving.update = lambda: is_over.wait(30)
-        worker.upkeep.start()
-        time.sleep(1.5)
-        assert worker.ledger.reap() == 0
-        is_over.set()
-        worker.upkeep.stop()
-        worker.ledger.close()
-        worker.app.close()
+    worker = Worker(redis_url, lease_s=0.25)
+    worker.open_job(1)
+    worker.ledger.report(report(ME))
+    (hint,) = worker.ledger.feed("scenes")
+    worker.ledger.claim(hint, ME)
+    worker.renderer.held = [hint]
+    hangs, is_over = threading.Event(), threading.Event()
+
+    def hang():
+        hangs.set()
+        assert is_over.wait(300)
+
+    worker.serving.update = hang
+    worker.upkeep.start()
+    assert hangs.wait(WAIT_S)
+    for _ in range(6):
+        worker.tick(0.2)  # of a lease of 0.25, so that each has to be renewed
+        begun = worker.num_renewals
+        wait_until(lambda begun=begun: worker.num_renewals > begun + 1)  # of two the first has been answered
+    assert worker.ledger.reap() == 0
+    is_over.set()
+    worker.upkeep.stop()
+    worker.ledger.close()
+    worker.app.close()
 
 
-def test_what_ends_while_a_beat_is_held_up_is_not_reaped_by_it():
+def test_what_ends_while_a_beat_is_held_up_is_not_reaped_by_it(worker):
     """The network hangs between a beat's report and its reaping; both it and a renewal come through later."""
-    with valkey() as server:
-        worker = Worker(server.url)
-        worker.open_job(1)
-        worker.ledger.report(report(OTHER))
-        (hint,) = worker.ledger.feed("scenes")
-        worker.ledger.claim(hint, OTHER)
-        reaped_as_of, reap = [], worker.ledger.reap
+    worker.open_job(1)
+    worker.ledger.report(report(OTHER))
+    (hint,) = worker.ledger.feed("scenes")
+    worker.ledger.claim(hint, OTHER)
+    reaped_as_of, reap = [], worker.ledger.reap
 
-        def late(**arguments):
-            reaped_as_of.append(worker.redis_clock.now)
-            worker.redis_clock.now += worker.settings.lease_s + 1
-            return reap(**arguments)
+    def late(**arguments):
+        reaped_as_of.append(worker.redis_clock.now)
+        worker.redis_clock.now += worker.settings.lease_s + 1
+        return reap(**arguments)
 
-        worker.ledger.reap = late
-        while not reaped_as_of:  # until everybody has had a lease's time since this worker came
-            worker.upkeep.beat()
-            worker.clock.now += worker.settings.lease_s / 4
-        assert not worker.ledger.renew(OTHER, [hint]), "it was taken away"
-        worker.ledger.close()
-        worker.app.close()
+    worker.ledger.reap = late
+    while not reaped_as_of:  # until everybody has had a lease's time since this worker came
+        worker.upkeep.beat()
+        worker.clock.now += worker.settings.lease_s / 4
+    assert not worker.ledger.renew(OTHER, [hint]), "it was taken away"
 
 
-def test_after_a_beat_that_was_held_up_everybody_has_time_to_renew():
+def test_after_a_beat_that_was_held_up_everybody_has_time_to_renew(worker):
     """Redis hangs for longer than a lease in the midst of a beat; the next one comes before the holder's renewal."""
-    with valkey() as server:
-        worker = Worker(server.url)
-        worker.open_job(1)
-        worker.ledger.report(report(OTHER))
-        (hint,) = worker.ledger.feed("scenes")
-        worker.ledger.claim(hint, OTHER)
-        for _ in range(6):  # from the fifth on it reaps
-            worker.upkeep.beat()
-            assert not worker.ledger.renew(OTHER, [hint])
-            for clock in (worker.clock, worker.redis_clock):
-                clock.now += worker.settings.lease_s / 4
-
-        def hang():
-            worker.clock.now += worker.settings.lease_s + 1
-            worker.redis_clock.now += worker.settings.lease_s + 1
-
-        worker.serving.update = hang
+    worker.open_job(1)
+    worker.ledger.report(report(OTHER))
+    (hint,) = worker.ledger.feed("scenes")
+    worker.ledger.claim(hint, OTHER)
+    for _ in range(6):  # from the fifth on it reaps
         worker.upkeep.beat()
-        worker.serving.update = lambda: False
-        worker.upkeep.beat()
-        assert not worker.ledger.renew(OTHER, [hint]), "it was taken away"
-        worker.ledger.close()
-        worker.app.close()
+        assert not worker.ledger.renew(OTHER, [hint])
+        for clock in (worker.clock, worker.redis_clock):
+            clock.now += worker.settings.lease_s / 4
+
+    def hang():
+        worker.clock.now += worker.settings.lease_s + 1
+        worker.redis_clock.now += worker.settings.lease_s + 1
+
+    worker.serving.update = hang
+    worker.upkeep.beat()
+    worker.serving.update = lambda: False
+    worker.upkeep.beat()
+    assert not worker.ledger.renew(OTHER, [hint]), "it was taken away"
 
 
-def test_messages_of_models_that_nobody_serves_are_dropped_when_there_is_time():
+def test_messages_of_models_that_nobody_serves_are_dropped_when_there_is_time(worker):
     """They speak of what went back to the backlog; those of served models, by whomever, are left alone."""
-    with valkey() as server:
-        worker = Worker(server.url)
-        for model in ("other", "scenes"):
-            publish(worker.app, [(model, kind("job_x", n, 1)) for n, kind in enumerate((Hint, UrgentHint))])
-        worker.ledger.report(report(OTHER).model_copy(update={"models": ("other",), "serving": ("other",)}))
-        worker.upkeep.beat()
-        assert (queue_length(worker.app, "other"), queue_length(worker.app, "scenes")) == (2, 2)
-        worker.ledger.forget(OTHER)
-        worker.renderer.held = [Hint("job_y", 0, 1)]
-        worker.upkeep.beat()
-        assert queue_length(worker.app, "other") == 2
-        worker.renderer.held = []
-        worker.upkeep.beat()
-        assert (queue_length(worker.app, "other"), queue_length(worker.app, "scenes")) == (0, 2)
-        worker.ledger.close()
-        worker.app.close()
+    for model in ("other", "scenes"):
+        publish(worker.app, [(model, kind("job_x", n, 1)) for n, kind in enumerate((Hint, UrgentHint))])
+    worker.ledger.report(report(OTHER).model_copy(update={"models": ("other",), "serving": ("other",)}))
+    worker.upkeep.beat()
+    assert (queue_length(worker.app, "other"), queue_length(worker.app, "scenes")) == (2, 2)
+    worker.ledger.forget(OTHER)
+    worker.renderer.held = [Hint("job_y", 0, 1)]
+    worker.upkeep.beat()
+    assert queue_length(worker.app, "other") == 2
+    worker.renderer.held = []
+    worker.upkeep.beat()
+    assert (queue_length(worker.app, "other"), queue_length(worker.app, "scenes")) == (0, 2)
 
 
 def test_the_threads_outlive_redis_and_give_everybody_time_to_renew():
     """After an outage longer than a lease, nobody's units are reaped before they could be renewed."""
-    lease_s = 1.0
+    lease_s = 0.5
     with valkey() as server:
-        worker = Worker(server.url, lease_s=lease_s, is_real_time=True)
+        worker = Worker(server.url, lease_s=lease_s)
         job = worker.open_job(1)
         worker.ledger.report(report(OTHER))
         (hint,) = worker.ledger.feed("scenes")
         worker.ledger.claim(hint, OTHER)
         worker.upkeep.start()
-        for _ in range(6):  # long enough for upkeep to reap, were there anything
-            time.sleep(lease_s / 4)
+
+        def has_beaten():
+            return any((each.name, each.seen_at) == (ME, worker.redis_clock.now) for each in worker.ledger.workers())
+
+        while not worker.num_reaps:  # until upkeep would reap, were there anything
+            wait_until(has_beaten)
             assert not worker.ledger.renew(OTHER, [hint])
+            worker.tick(lease_s / 4)
+        assert not worker.ledger.renew(OTHER, [hint])
         server.kill()
-        time.sleep(lease_s + 0.1)
+        begun = worker.num_renewals
+        wait_until(lambda: worker.num_renewals > begun)  # in vain
+        worker.tick(lease_s + 0.1)
+        wait_until(lambda: worker.upkeep._is_cut_off)
         server.start()
-        wait_until(lambda: [each.name for each in worker.ledger.workers()] == [ME])
+        started_at = worker.redis_clock.now
+
+        def has_beaten_again():
+            worker.tick(0.1)
+            return any(each.name == ME and each.seen_at > started_at for each in worker.ledger.workers())
+
+        wait_until(has_beaten_again)
         assert worker.ledger.image(job, 0).state is UnitState.RENDERING
         assert not worker.ledger.renew(OTHER, [hint])
+        begun = worker.num_renewals
+        wait_until(lambda: worker.num_renewals > begun + 1)
 
-        def is_heard():  # what is told before it listens again is lost, and renewals tell it
+        def is_heard():  # what is told before it listens again is lost
             worker.ledger.cancel(worker.open_job(1))
             return worker.renderer.cancelled
 
@@ -458,9 +493,9 @@ def test_the_threads_outlive_redis_and_give_everybody_time_to_renew():
         worker.app.close()
 
 
-def wait_until(is_so, timeout_s=10):
+def wait_until(is_so):
     """Wait for a condition."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + WAIT_S
     while not is_so():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)

@@ -386,10 +386,11 @@ def test_the_thread_shows_what_it_is_given_and_stops(tiny_pipeline):
     previews.start()
     engine = Engine(lambda _: tiny_pipeline, max_batch=2, previews=previews)
     engine.start()
-    engine.submit(tiny_unit(num_inference_steps=200, watch=Watch(2, 60))).result(60)
-    assert told.wait(10)
+    engine.submit(tiny_unit(watch=Watch(1, 3600))).result(60)
+    assert told.wait(60)
     engine.stop()
     previews.stop()
+    previews._thread.join(60)  # a slow one is left behind by `stop`
     assert not previews._thread.is_alive()
 
 

@@ -101,8 +101,9 @@ def test_a_neighbour_measures_for_both(tmp_path):
     assert other.get(KEY) == {"cap": 4}
 
 
-def test_many_writers_lose_nothing(tmp_path):
+def test_many_writers_lose_nothing(tmp_path, monkeypatch):
     """Processes that write at the same moment keep each other's entries."""
+    monkeypatch.setattr(store, "_LOCK_WAIT_S", 100.0)  # one that stands still holds the others up
     names = ["one", "two", "three"]
     context = multiprocessing.get_context("fork")
     writers = [context.Process(target=write_many, args=(tmp_path, name)) for name in names]
@@ -116,8 +117,9 @@ def test_many_writers_lose_nothing(tmp_path):
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".lock"}
 
 
-def test_threads_share_one_store(tmp_path):
+def test_threads_share_one_store(tmp_path, monkeypatch):
     """Threads of one process may put and get at once."""
+    monkeypatch.setattr(store, "_LOCK_WAIT_S", 100.0)
     measured = Measured(tmp_path, ORIGIN)
     threads = [
         threading.Thread(target=lambda number=number: measured.put(f"k{number}", {"n": number})) for number in range(8)
