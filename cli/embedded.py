@@ -92,12 +92,16 @@ def load_secrets(folder: Path) -> Secrets:
     return kept
 
 
-def load_ports(folder: Path) -> Ports:
-    """Return the ports of this data folder: the kept ones, or fresh ones where somebody else took one of them."""
+def load_ports(folder: Path, *, besides: int | None = None) -> Ports:
+    """Return the ports of this data folder: the kept ones, or fresh ones where somebody else took one of them.
+
+    `besides` is a port that is free now and promised to another: the API's.
+    """
     path = folder / "ports.json"
     kept = _load(path, Ports)
-    if kept is None or not all(is_free(LOOPBACK, port) for port in asdict(kept).values()):
-        kept = Ports(*pick_ports(len(fields(Ports))))
+    if kept is None or not all(port != besides and is_free(LOOPBACK, port) for port in asdict(kept).values()):
+        picked = pick_ports(len(fields(Ports)) + 1)  # one more than needed, so that enough are left
+        kept = Ports(*[port for port in picked if port != besides][: len(fields(Ports))])
         _save(path, kept)
     return kept
 

@@ -35,6 +35,7 @@ _API_READY_S: Final = 120.0
 _WORKER_READY_S: Final = 300.0
 _AFTER_REFUSAL_S: Final = 15.0
 _TICK_S: Final = 0.1
+_WHO_IS_THERE_S: Final = 5.0
 _PROBE_EVERY_S: Final = 0.2
 
 
@@ -107,7 +108,7 @@ def run_up(options: UpOptions) -> None:
             raise CliError(port_taken(options), code=Exit.IN_USE)
         (data / STATE_FILE).unlink(missing_ok=True)  # a killed farm could not
         secret = embedded.load_secrets(data)
-        ports = embedded.load_ports(data)
+        ports = embedded.load_ports(data, besides=options.port)
         supervisor = Supervisor(note, lock_fd=lock_fd)
         try:
             with supervisor:
@@ -269,7 +270,7 @@ def models_dir() -> Path:
 def port_taken(options: UpOptions) -> str:
     """Say who has the port, as far as it tells, and what to do."""
     with contextlib.suppress(httpx.HTTPError):
-        if httpx.get(f"{options.url}/healthz", timeout=1.0, trust_env=False).is_success:
+        if httpx.get(f"{options.url}/healthz", timeout=_WHO_IS_THERE_S, trust_env=False).is_success:
             return f"a farm runs at {options.url} already; start a second one with --port and --data of its own"
     return f"port {options.port} on {options.host} is taken; choose another, such as --port {options.port + 1}"
 

@@ -3,6 +3,7 @@
 import base64
 import socket
 import stat
+from dataclasses import asdict
 
 import pytest
 
@@ -43,24 +44,49 @@ def test_damaged_secrets_are_not_replaced(tmp_path):
     assert (tmp_path / "secrets.json").read_text() == '{"valkey_pass'
 
 
+@pytest.fixture
+def taken(monkeypatch):
+    """Return the ports that are taken; all others are free, whatever else runs on this machine."""
+    ports = set()
+    monkeypatch.setattr(embedded, "is_free", lambda _host, port: port not in ports)
+    return ports
+
+
+@pytest.mark.usefixtures("taken")
 def test_ports_are_kept_while_they_are_free(tmp_path):
     """Signed URLs of yesterday name a port."""
     assert embedded.load_ports(tmp_path) == embedded.load_ports(tmp_path)
 
 
-def test_ports_are_chosen_anew_when_somebody_took_one(tmp_path):
+def test_ports_are_chosen_anew_when_somebody_took_one(tmp_path, taken):
     """A second farm, or anything else, may sit there now."""
     first = embedded.load_ports(tmp_path)
-    with socket.create_server(("127.0.0.1", first.s3)):
-        second = embedded.load_ports(tmp_path)
+    taken.add(first.s3)
+    second = embedded.load_ports(tmp_path)
     assert second.s3 != first.s3
 
 
-def test_picked_ports_differ_and_are_free():
-    """No port is given twice."""
-    ports = embedded.pick_ports(40)
-    assert len(set(ports)) == 40
-    assert all(embedded.is_free("127.0.0.1", port) for port in ports)
+def test_the_port_of_the_api_is_left_to_it(tmp_path, taken):
+    """It is free while the servers' ports are chosen, and has to be so when they have started."""
+    taken.update(range(20_000, 31_988))
+    first = embedded.load_ports(tmp_path, besides=31_990)
+    assert 31_990 not in asdict(first).values()
+    assert first.s3 not in asdict(embedded.load_ports(tmp_path, besides=first.s3)).values()
+
+
+def test_picked_ports_differ_and_are_free(taken):
+    """No port is given twice, and none that somebody has."""
+    taken.update(range(20_000, 31_960))
+    assert sorted(embedded.pick_ports(40)) == list(range(31_960, 32_000))
+    with pytest.raises(CliError, match="found no 41 free ports"):
+        embedded.pick_ports(41)
+
+
+def test_a_port_is_free_where_a_server_could_listen():
+    """Not where one listens; of forty that were found free some still are, whoever else runs on this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert not embedded.is_free("127.0.0.1", server.getsockname()[1])
+    assert any(embedded.is_free("127.0.0.1", port) for port in embedded.pick_ports(40))
 
 
 def test_valkey_loses_nothing(tmp_path):
@@ -94,11 +120,10 @@ def test_settings_point_at_the_embedded_servers(tmp_path):
     assert {name.removeprefix("FARM_").lower() for name in env} < set(Settings.model_fields)
 
 
-def test_a_running_farm_is_found_by_its_data_folder(tmp_path):
+def test_a_running_farm_is_found_by_its_data_folder(tmp_path, taken):
     """Its ports are taken, by itself: they are read as they are, and never chosen anew."""
     with pytest.raises(CliError, match="no data folder of farm up"):
         embedded.env_of_running(tmp_path)
     secret, ports = embedded.load_secrets(tmp_path), embedded.load_ports(tmp_path)
-    with socket.socket() as somebody:
-        somebody.bind(("127.0.0.1", ports.valkey))
-        assert embedded.env_of_running(tmp_path) == embedded.farm_env(secret, ports)
+    taken.add(ports.valkey)
+    assert embedded.env_of_running(tmp_path) == embedded.farm_env(secret, ports)
