@@ -1,4 +1,8 @@
-"""A whole farm for tests: Valkey, S3, API and worker as real processes on loopback, spoken to as clients do."""
+"""A whole farm for tests: Valkey, S3, API and worker as real processes on loopback, spoken to as clients do.
+
+No test here depends on how fast the machine is: what must come in the midst of a job comes while the gate is shut
+(tests/odd_worker.py), or into a job that has no end unless it is cancelled.
+"""
 
 from __future__ import annotations
 
@@ -13,32 +17,42 @@ from pathlib import Path
 
 import httpx
 
+from farm.ledger import Ledger
+from farm.settings import Settings
 from servers import free_ports, seaweed, valkey
 
-_SETTLE_S = 100.0
+_SETTLE_S = 200.0
+_ROOT = Path(__file__).parents[2]
 
 
 class Farm:
     """A farm whose API listens at `url`; workers are started and killed at will."""
 
     def __init__(self, env: dict[str, str], folder: Path) -> None:
-        self._env = {**os.environ, **env}
+        self._gate = folder / "gate"
+        path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])  # the code beside these tests
+        self._env = {**os.environ, **env, "PYTHONPATH": path, "ODD_GATE": str(self._gate)}
         self._folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
         (port,) = free_ports(1)
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
-        self._start("api", "--port", str(port))
-        self._await(lambda: self.client.get("/readyz").status_code == 200, "the API to be ready")
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=_SETTLE_S)
+        self._start("api.log", "-m", "api", "--port", str(port))
+        self.wait_until(lambda: self.client.get("/readyz").status_code == 200, "the API to be ready")
 
-    def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
-        with (self._folder / f"{module}.log").open("ab") as log:
+    def _start(self, log_name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self._folder / log_name).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments], env=self._env, stdout=log, stderr=log
+                [sys.executable, *arguments],
+                env=self._env,
+                stdin=subprocess.PIPE,  # its end, should the tests die, ends the worker
+                stdout=log,
+                stderr=log,
             )
         self._processes.append(process)
         return process
 
-    def _await(self, is_so, what: str, timeout_s: float = _SETTLE_S) -> None:
+    def wait_until(self, is_so, what: str, timeout_s: float = _SETTLE_S) -> None:
+        """Wait until something is so; fails at once when a process has ended that nobody killed."""
         deadline = time.monotonic() + timeout_s
         while True:
             with suppress(httpx.TransportError):
@@ -52,12 +66,30 @@ class Farm:
 
     def start_worker(self) -> subprocess.Popen[bytes]:
         """Start a worker and wait until it has reported."""
-        process = self._start("worker")
-        self._await(
+        process = self._start("worker.log", str(_ROOT / "tests" / "odd_worker.py"))
+        self.wait_until(
             lambda: process.pid in [worker["pid"] for worker in self.client.get("/v1/workers").json()["data"]],
             "the worker to report",
         )
         return process
+
+    @contextmanager
+    def shut_gate(self) -> Iterator[None]:
+        """Hold the worker up before images whose prompt has GATED in it, for the length of a `with` block."""
+        self._gate.touch()
+        try:
+            yield
+        finally:
+            self._gate.unlink()
+
+    @contextmanager
+    def ledger(self) -> Iterator[Ledger]:
+        """Reach the farm's ledger past the API, for the length of a `with` block."""
+        ledger = Ledger.connect(Settings(redis_url=self._env["FARM_REDIS_URL"]))
+        try:
+            yield ledger
+        finally:
+            ledger.close()
 
     def post(self, **body) -> str:
         """POST a job and return its id."""
@@ -71,11 +103,11 @@ class Farm:
 
     def wait_stored(self, job_id: str, count: int) -> None:
         """Wait until at least `count` images of a job are stored."""
-        self._await(lambda: self.job(job_id)["counts"]["stored"] >= count, f"{count} images of {job_id}")
+        self.wait_until(lambda: self.job(job_id)["counts"]["stored"] >= count, f"{count} images of {job_id}")
 
     def wait_state(self, job_id: str, state: str) -> dict:
         """Wait until a job is in this state; return it."""
-        self._await(lambda: self.job(job_id)["state"] == state, f"{job_id} to be {state}")
+        self.wait_until(lambda: self.job(job_id)["state"] == state, f"{job_id} to be {state}")
         return self.job(job_id)
 
     def ask(self, method: str, path: str) -> dict:
@@ -86,7 +118,7 @@ class Farm:
 
     def wait(self, job_id: str) -> dict:
         """Wait until a job is settled; return it."""
-        self._await(lambda: self.job(job_id)["state"] in ("done", "failed", "cancelled"), f"{job_id} to settle")
+        self.wait_until(lambda: self.job(job_id)["state"] in ("done", "failed", "cancelled"), f"{job_id} to settle")
         return self.job(job_id)
 
     def images(self, job_id: str) -> list[dict]:
@@ -102,20 +134,17 @@ class Farm:
         """Fetch every image of a job by its presigned URL, in order."""
         return [httpx.get(image["url"]).raise_for_status().content for image in self.images(job_id)]
 
-    def occupancy(self) -> float:
-        """Return the mean number of seats taken per step within the last minute."""
-        return self.client.get("/v1/throughput").json()["total"]["1m"]["mean_seat_occupancy"]
-
     def stop(self) -> None:
         """End every process, the polite way first."""
         for process in reversed(self._processes):
             process.send_signal(signal.SIGTERM)
         for process in self._processes:
             try:
-                process.wait(20)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            process.stdin.close()
         self.client.close()
 
 
@@ -128,7 +157,7 @@ def running_farm(folder: Path, **settings: str) -> Iterator[Farm]:
             "FARM_DEVICE": "cpu",
             "FARM_MAX_BATCH": "4",
             "FARM_TORCH_THREADS": "1",
-            "FARM_LEASE_S": "4",
+            "FARM_LEASE_S": "30",
             "FARM_LOG_LEVEL": "WARNING",
             **{f"FARM_{name.upper()}": value for name, value in {**s3.credentials, **settings}.items()},
         }
