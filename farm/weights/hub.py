@@ -137,17 +137,20 @@ class Hub:
         is_over = threading.Event()
 
         def watch() -> None:
+            told = 0
             while not is_over.wait(_WATCH_S):
-                on_progress(min(_bytes_in(blobs) - before, num_bytes), num_bytes)
+                # A file that is just being renamed is not counted: what has come once has come.
+                told = max(told, min(_bytes_in(blobs) - before, num_bytes))
+                on_progress(told, num_bytes)
 
         watcher = threading.Thread(target=watch, name="download-progress", daemon=True)
         watcher.start()
         try:
             yield
-            on_progress(num_bytes, num_bytes)
         finally:
             is_over.set()
             watcher.join()
+        on_progress(num_bytes, num_bytes)
 
 
 class _Offline(ModelBroken):

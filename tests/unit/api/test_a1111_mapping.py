@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from api.a1111.bodies import parse
@@ -304,7 +304,6 @@ def bodies(model: type[Generation]) -> st.SearchStrategy[dict]:
 
 
 @pytest.mark.parametrize("model", [Txt2Img, Img2Img])
-@settings(max_examples=200)
 @given(data=st.data(), row=st.sampled_from(list(CATALOG)))
 def test_no_request_breaks_the_mapping(model, data, row: ModelRow):
     """Whatever is sent becomes a job of as many images, or is refused; nothing else comes out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -52,9 +53,12 @@ class Farm:
         self.watcher = SimpleNamespace(settled=self._settled)
         self.store = SimpleNamespace(get=lambda key: key.encode())
         self.is_settled = asyncio.Event()
+        self.is_awaited = asyncio.Event()  # the job is open
+        self.num_outages = 0
 
     def _workers(self):
         if self.is_down:
+            self.num_outages += 1
             raise LedgerDown("away")
         return self.workers
 
@@ -64,6 +68,7 @@ class Farm:
         self.cancelled.append(job_id)
 
     async def _settled(self, _job_id):
+        self.is_awaited.set()
         await self.is_settled.wait()
         return JOB
 
@@ -103,12 +108,6 @@ def run(play, **options):
     return asyncio.run(main())
 
 
-async def _after_a_while(farm, **changes):
-    await asyncio.sleep(0.1)
-    for name, value in changes.items():
-        setattr(farm, name, value)
-
-
 def test_a_settled_job_is_answered_with_its_images():
     """In order, and nothing is cancelled."""
 
@@ -135,7 +134,7 @@ def test_who_hangs_up_has_the_job_cancelled():
     """Nobody would get its images."""
 
     async def play(farm, request, _task):
-        await _after_a_while(farm)
+        await farm.is_awaited.wait()
         request.hang_up()
 
     farm, outcome = run(play)
@@ -147,7 +146,7 @@ def test_an_endpoint_that_is_cancelled_cancels_the_job():
     """As when the server stops, or a stream's client leaves."""
 
     async def play(farm, _request, task):
-        await _after_a_while(farm)
+        await farm.is_awaited.wait()
         task.cancel()
 
     farm, outcome = run(play)
@@ -159,7 +158,8 @@ def test_when_the_last_worker_goes_it_is_waited_for_a_while():
     """One that is killed comes back; one that does not leaves the client with an answer."""
 
     async def play(farm, _request, _task):
-        await _after_a_while(farm, workers=[])
+        await farm.is_awaited.wait()
+        farm.workers = []
 
     farm, outcome = run(play)
     assert outcome.kind is NO_WORKER
@@ -170,11 +170,15 @@ def test_an_outage_of_the_ledger_is_not_the_end():
     """It is the watcher that loses its patience with it."""
 
     async def play(farm, _request, task):
-        await _after_a_while(farm, is_down=True)
-        await asyncio.sleep(0.2)
-        assert not task.done()
+        await farm.is_awaited.wait()
+        farm.is_down = True
+        # Several looks, and longer than a worker that is gone would be waited for.
+        while farm.num_outages < 5 or time.monotonic() < started + 2 * rendering._PATIENCE_S:
+            ended, _ = await asyncio.wait({task}, timeout=0.01)
+            assert not ended
         farm.is_settled.set()
 
+    started = time.monotonic()
     _, outcome = run(play)
     assert outcome.status is JOB
 

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -139,21 +138,20 @@ def test_one_receiver_that_hangs_holds_up_no_other(handler):
     def send(url, _message):
         if url == RECEIVER:
             under_way.release()
-            assert answered.wait(20)
+            answered.wait(100)
         return OK
 
     farm = farm_of(ledger, send)
     threads = [threading.Thread(target=handler, args=(farm, chore())) for _ in range(4)]
     for thread in threads:
         thread.start()
-    assert all(under_way.acquire(timeout=20) for _ in threads)
     try:
-        started = time.monotonic()
+        assert all(under_way.acquire(timeout=100) for _ in threads)
         with pytest.raises(NoRoom) as caught:
             handler(farm, chore())
         assert caught.value.again_s >= 10
         handler(farm, chore("b"))
-        assert time.monotonic() - started < 10
+        assert all(thread.is_alive() for thread in threads)  # neither has waited for one of them
     finally:
         answered.set()
         for thread in threads:

@@ -55,7 +55,7 @@ def the_pages_receiver():
 def send(url, secrets, *, at=None):
     """Send the message when the receiver is there; return the status."""
     sender = Sender(keys_of(secrets), Allowed.of("127.0.0.1"), clock=lambda: at or time.time())
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 100
     while (outcome := sender.send(url, MESSAGE)).status is None:
         assert time.monotonic() < deadline, outcome.error
         time.sleep(0.05)

@@ -1,11 +1,11 @@
 """The HTTP client, against a real server on this machine that says what the test wants."""
 
 import json
+import socket
 
 import pytest
 
 from cli.client import FarmClient, NoFarm, NotNow, trusts_proxies
-from cli.embedded import pick_ports
 from cli.exits import CliError, Exit
 from fake_http import serving
 
@@ -102,9 +102,11 @@ def test_a_server_that_is_no_farm_is_told():
 
 def test_no_farm_says_how_to_start_one():
     """Connection refused is the most common mistake, and has the simplest answer."""
-    (port,) = pick_ports(1)
-    with FarmClient(f"http://127.0.0.1:{port}") as client, pytest.raises(NoFarm) as caught:
-        client.jobs(limit=1)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # nor can anybody else listen there
+        port = nobody.getsockname()[1]
+        with FarmClient(f"http://127.0.0.1:{port}") as client, pytest.raises(NoFarm) as caught:
+            client.jobs(limit=1)
     assert str(caught.value) == f"no farm at http://127.0.0.1:{port}: start one with `farm up`"
     assert caught.value.code is Exit.NO_FARM
 

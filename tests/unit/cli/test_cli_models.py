@@ -84,37 +84,26 @@ def save_folder(folder):
 
 
 @pytest.mark.usefixtures("models_dir")
-def test_pull_and_verify_as_users_do(tmp_path):
+def test_pull_and_verify_as_users_do(tmp_path, monkeypatch):
     """In a process of its own: HF_ENDPOINT, HF_HOME and HF_TOKEN mean what they mean everywhere; a bit's flip shows."""
+    # What a process makes of HF_HOME is told by this one, which has read its own environment long ago.
+    monkeypatch.setattr(model_files, "Hub", partial(Hub, cache_dir=tmp_path / "hf" / "hub"))
+    with pytest.raises(CliError, match="mine: someone/model has not been downloaded"):
+        farm_models("verify", "mine")
     with serving_hub({"someone/model": REPOSITORY}, token="hf_right") as hub:
         env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_right"}
-
-        def run(*arguments):
-            return subprocess.run(
-                [sys.executable, "-m", "cli.main", "models", *arguments],
-                cwd=ROOT,
-                env=env,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=100,
-            )
-
-        refused = run("verify", "mine")
-        assert refused.returncode == 1
-        assert "mine: someone/model has not been downloaded" in refused.stderr
-        pulled = run("pull", "mine")
+        command = [sys.executable, "-m", "cli.main", "models"]
+        how = {"cwd": ROOT, "env": env, "capture_output": True, "text": True, "check": False}
+        pulled = subprocess.run([*command, "pull", "mine"], **how)
         assert pulled.returncode == 0, pulled.stderr
         assert "mine is here" in pulled.stdout
         assert hub.tokens == {"hf_right"}
-    verified = run("verify", "mine")
-    assert verified.returncode == 0, verified.stderr
-    assert verified.stdout.count("as the hub has it") == 3
+    assert farm_models("verify", "mine").count("as the hub has it") == 3
     path = tmp_path / "hf" / "hub" / "models--someone--model" / "snapshots" / COMMIT / "vae"
     weights = path / "diffusion_pytorch_model.safetensors"
     blob = weights.resolve()
     blob.write_bytes(blob.read_bytes()[:-1] + b"\x01")
-    damaged = run("verify", "mine")
+    damaged = subprocess.run([*command, "verify", "mine"], **how)
     assert damaged.returncode == 1
     assert "corrupt" in damaged.stdout
     assert str(weights) in damaged.stderr.replace("\n", "")

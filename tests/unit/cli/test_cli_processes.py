@@ -12,10 +12,10 @@ import pytest
 
 from cli.processes import ChildDied, Spec, Supervisor, child_env, describe_exit, group_is_alive, rotate, tail
 
-PATIENCE_S = 20.0
+PATIENCE_S = 100.0
 
 
-def spec(tmp_path, name, code, *, grace_s=5.0):
+def spec(tmp_path, name, code, *, grace_s=PATIENCE_S):
     """Return a child that runs this Python code."""
     argv = (sys.executable, "-c", code)
     return Spec(name, argv, child_env(HERE=str(tmp_path)), cwd=tmp_path, log=tmp_path / f"{name}.log", grace_s=grace_s)
@@ -34,7 +34,7 @@ STUBBORN = """
 import signal, pathlib, os, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 pathlib.Path("up").touch()
-time.sleep(60)
+time.sleep(300)
 """
 
 WRITES_ITS_END = """
@@ -44,7 +44,7 @@ def end(*_):
     sys.exit()
 signal.signal(signal.SIGTERM, end)
 pathlib.Path("{name}.up").touch()
-time.sleep(60)
+time.sleep(300)
 """
 
 
@@ -52,15 +52,16 @@ def test_a_dead_child_is_started_again(tmp_path):
     """It dies by a signal, it is said, another process takes its place."""
     said = []
     with Supervisor(said.append) as supervisor:
-        supervisor.start(spec(tmp_path, "sleeper", "import time; time.sleep(60)"))
+        supervisor.start(spec(tmp_path, "sleeper", "import time; time.sleep(300)"))
         first = supervisor.pids["sleeper"]
         os.kill(first, signal.SIGKILL)
         until(lambda: supervisor.pids.get("sleeper") not in (None, first), supervisor.tend)
     assert said[0].startswith("sleeper ended with SIGKILL; starting it again")
 
 
-def test_a_child_that_keeps_dying_is_started_ever_later(tmp_path):
+def test_a_child_that_keeps_dying_is_started_ever_later(tmp_path, monkeypatch):
     """Crashing at once must not become a busy loop."""
+    monkeypatch.setattr("cli.processes._STABLE_AFTER_S", PATIENCE_S)  # at once, on a machine of any speed
     said = []
     with Supervisor(said.append) as supervisor:
         supervisor.start(spec(tmp_path, "crasher", "raise SystemExit(3)"))
@@ -111,9 +112,9 @@ def test_hurry_ends_the_grace(tmp_path):
 
 def test_grandchildren_end_too(tmp_path):
     """What a child started and left behind in its group goes with it."""
-    code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])"
     with Supervisor(lambda _: None) as supervisor:
-        supervisor.start(spec(tmp_path, "parent", code + "; open('up', 'w').close(); time.sleep(60)"))
+        supervisor.start(spec(tmp_path, "parent", code + "; open('up', 'w').close(); time.sleep(300)"))
         until((tmp_path / "up").exists)
         pid = supervisor.pids["parent"]
         assert group_is_alive(pid)
@@ -128,12 +129,13 @@ here = Path(sys.argv[1])
 supervisor = Supervisor(print).__enter__()
 for name in ("server", "worker"):
     code = Path(here / "child.py").read_text().replace("{name}", name)
-    supervisor.start(Spec(name, (sys.executable, "-c", code), child_env(), cwd=here, log=here / f"{name}.log"))
+    log = here / f"{name}.log"
+    supervisor.start(Spec(name, (sys.executable, "-c", code), child_env(), cwd=here, log=log, grace_s=100.0))
 while not all((here / f"{name}.up").exists() for name in ("server", "worker")):
     time.sleep(0.02)
 (here / "pids.part").write_text(json.dumps(supervisor.pids))
 (here / "pids.part").rename(here / "pids")
-time.sleep(60)
+time.sleep(300)
 """
 
 

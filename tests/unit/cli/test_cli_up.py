@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from cli.embedded import pick_ports
 from cli.exits import CliError, Exit
 from cli.lock import is_running, lock
 from cli.up import UpOptions, check_host, find_refusal, models_dir, run_up
@@ -31,12 +30,11 @@ def test_a_taken_port_is_told_and_nothing_started(tmp_path):
 def test_data_serves_one_farm(tmp_path):
     """A second farm on the same folder is refused, naming the process that has it."""
     (tmp_path / "data").mkdir()
-    (port,) = pick_ports(1)
     with (
         lock(tmp_path / "data"),
         pytest.raises(CliError, match=rf"in use by another `farm up` \(process {os.getpid()}\)"),
     ):
-        run_up(options(tmp_path, port))
+        run_up(options(tmp_path, 1))
 
 
 def test_data_is_free_again_after_its_farm(tmp_path):

@@ -8,8 +8,10 @@ import tracemalloc
 import urllib.error
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from urllib.request import Request, urlopen
 
+import botocore.auth
 import pytest
 
 from fake_http import answering
@@ -17,6 +19,8 @@ from farm.errors import Fatal, StorageDown
 from farm.pictures import check_source
 from farm.settings import Settings
 from farm.storage import NoSuchObject, Store, object_key, upload_key, uploader_of
+
+PATIENCE_S = 60
 
 
 @pytest.fixture
@@ -52,11 +56,12 @@ def test_a_request_that_is_swallowed_is_made_again():
 
     def swallow_the_first(_request):
         if len(seen) == 1:
-            is_over.wait(30)
+            is_over.wait(100)
         return 200, b"", {}
 
     with answering(swallow_the_first) as (url, seen):
-        store = Store.connect(Settings(s3_endpoint=url, s3_access_key="a", s3_secret_key="b", s3_timeout_s=0.3))
+        # The second answer, which comes at once, has as long: more than a thread stands still on a busy machine.
+        store = Store.connect(Settings(s3_endpoint=url, s3_access_key="a", s3_secret_key="b", s3_timeout_s=5))
         store.put("jobs/a/0.png", b"pixels", "image/png")
         is_over.set()
     assert [request.body for request in seen] == [b"pixels"] * 2
@@ -72,29 +77,34 @@ def test_presigned_url_needs_no_credentials(store):
     """Anybody may GET the URL, and gets bytes and content type; the bare URL is refused."""
     store.put("jobs/a/0.webp", b"picture", "image/webp")
     url = store.presigned_url("jobs/a/0.webp")
-    with urlopen(url, timeout=5) as answer:  # noqa: S310  our own URL
+    with urlopen(url, timeout=PATIENCE_S) as answer:  # noqa: S310  our own URL
         assert answer.read() == b"picture"
         assert answer.headers["Content-Type"] == "image/webp"
     with pytest.raises(urllib.error.HTTPError, match="403"):
-        urlopen(url.partition("?")[0], timeout=5)  # noqa: S310  our own URL
+        urlopen(url.partition("?")[0], timeout=PATIENCE_S)  # noqa: S310  our own URL
 
 
-def test_a_signed_url_opens_one_object_to_read_and_only_for_a_while(s3):
+def test_a_signed_url_opens_one_object_to_read_and_only_for_a_while(s3, monkeypatch):
     """The real server refuses it for another object, for a longer time, for writing, and when its seconds are over."""
-    store = Store.connect(Settings(**s3, url_expiry_s=2))
+    store = Store.connect(Settings(**s3, url_expiry_s=600))
     store.ensure_bucket()
     for key in ("jobs/a/0.png", "jobs/a/1.png"):
         store.put(key, b"picture", "image/png")
     url = store.presigned_url("jobs/a/0.png")
-    with urlopen(url, timeout=5) as answer:  # noqa: S310  our own URL
+    with urlopen(url, timeout=PATIENCE_S) as answer:  # noqa: S310  our own URL
         assert answer.read() == b"picture"
-    refused = [url.replace("0.png", "1.png"), url.replace("X-Amz-Expires=2", "X-Amz-Expires=3600")]
+    refused = [url.replace("0.png", "1.png"), url.replace("X-Amz-Expires=600", "X-Amz-Expires=3600")]
     for asked in (*refused, Request(url, data=b"other", method="PUT"), Request(url, method="DELETE")):  # noqa: S310
         with pytest.raises(urllib.error.HTTPError, match="403"):
-            urlopen(asked, timeout=5)  # noqa: S310  our own URL
-    time.sleep(3.1)  # signatures count whole seconds
+            urlopen(asked, timeout=PATIENCE_S)  # noqa: S310  our own URL
+    long_ago = botocore.auth.get_current_datetime() - timedelta(seconds=1200)
+    with monkeypatch.context() as past:
+        past.setattr("botocore.auth.get_current_datetime", lambda: long_ago)
+        over, not_over = store.presigned_url("jobs/a/0.png"), store.presigned_url("jobs/a/0.png", expiry_s=3600)
     with pytest.raises(urllib.error.HTTPError, match="403"):
-        urlopen(url, timeout=5)  # noqa: S310  our own URL
+        urlopen(over, timeout=PATIENCE_S)  # noqa: S310  our own URL
+    with urlopen(not_over, timeout=PATIENCE_S) as answer:  # noqa: S310  our own URL
+        assert answer.read() == b"picture"
     assert store.get("jobs/a/0.png") == b"picture"
 
 
@@ -121,7 +131,7 @@ def test_presigned_url_has_the_public_host(s3, seaweed_server):
     url = store.presigned_url("jobs/a/0.png")
     assert url.startswith(f"{public}/")
     assert urllib.parse.parse_qs(urllib.parse.urlsplit(url).query)["X-Amz-Expires"] == ["60"]
-    with urlopen(url, timeout=5) as answer:  # noqa: S310  our own URL
+    with urlopen(url, timeout=PATIENCE_S) as answer:  # noqa: S310  our own URL
         assert answer.read() == b"picture"
 
 
@@ -173,7 +183,7 @@ def test_a_large_object_is_written_in_parts_and_read_back_whole(store):
     pieces = [bytes([number % 251]) * (700_001 + number) for number in range(30)]
     store.put_stream("jobs/a/manifest.jsonl", iter(pieces), "application/x-ndjson")
     assert store.get("jobs/a/manifest.jsonl") == b"".join(pieces)
-    with urlopen(store.presigned_url("jobs/a/manifest.jsonl"), timeout=5) as answer:  # noqa: S310  our own URL
+    with urlopen(store.presigned_url("jobs/a/manifest.jsonl"), timeout=PATIENCE_S) as answer:  # noqa: S310  our own URL
         assert answer.headers["Content-Type"] == "application/x-ndjson"
 
 
@@ -221,7 +231,7 @@ def test_a_copy_has_bytes_and_content_type_of_what_it_was_copied_from(store):
     """The storage copies by itself; what is not there cannot be copied, and nothing is left then."""
     store.put("jobs/a/0.png", b"picture", "image/png")
     store.copy("jobs/a/0.png", "jobs/b/7.png")
-    with urlopen(store.presigned_url("jobs/b/7.png"), timeout=5) as answer:  # noqa: S310  our own URL
+    with urlopen(store.presigned_url("jobs/b/7.png"), timeout=PATIENCE_S) as answer:  # noqa: S310  our own URL
         assert (answer.read(), answer.headers["Content-Type"]) == (b"picture", "image/png")
     with pytest.raises(NoSuchObject, match=r"jobs/none/0\.png"):
         store.copy("jobs/none/0.png", "jobs/c/0.png")
@@ -234,16 +244,16 @@ def test_a_listing_tells_sizes_and_ages(store):
     store.put("jobs/a/0.png", b"picture", "image/png")
     (found,) = store.objects("jobs/")
     assert (found.key, found.num_bytes) == ("jobs/a/0.png", 7)
-    assert before - 2 <= found.modified_at <= time.time() + 2
+    assert before - 60 <= found.modified_at <= time.time() + 60  # as a moment of Unix time: clocks are set, too
 
 
 def test_many_objects_are_deleted_at_once(store):
-    """More than one call of S3 takes, and one that is gone already; the others stay."""
+    """More than one call of S3 takes, most of them gone already; the others stay."""
     keys = [f"jobs/a/{index:07d}.png" for index in range(1005)]
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda key: store.put(key, b"", "image/png"), keys))
+    for index in (0, 1, 998, 999, 1000, 1001, 1004):
+        store.put(keys[index], b"", "image/png")
     store.put("jobs/b/0.png", b"", "image/png")
-    store.delete_many([*keys, "jobs/a/none.png"])
+    store.delete_many(keys)
     assert list(store.list()) == ["jobs/b/0.png"]
 
 

@@ -366,7 +366,7 @@ def test_workers_that_can_do_only_some_models():
     assert farm.lateness < 1.2
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     workers=st.integers(1, 4),
     loads=st.fixed_dictionaries({name: st.sampled_from([0.0, 2.0, 10.0, 40.0]) for name in "abc"}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import socket
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -126,11 +127,12 @@ def test_hub_away(hub, weights):
 
 def test_nobody_at_the_hubs_address(tmp_path):
     """A refused connection is for later as well."""
-    with serving_hub({}) as hub:
-        gone = hub.url
-    weights = Weights(tmp_path, Hub(endpoint=gone, cache_dir=tmp_path))
-    with pytest.raises(HubDown, match="the hub cannot be reached for someone/model"):
-        weights.model(ROW)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # nor can anybody else listen there
+        gone = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        weights = Weights(tmp_path, Hub(endpoint=gone, cache_dir=tmp_path))
+        with pytest.raises(HubDown, match="the hub cannot be reached for someone/model"):
+            weights.model(ROW)
 
 
 def test_hub_goes_away_during_the_download(hub, weights, monkeypatch):
@@ -246,14 +248,15 @@ def test_offline(weights, monkeypatch):
         weights.model(ROW)
 
 
-def test_progress(hub, weights):
-    """Whoever waits hears of bytes, up to all of them."""
+def test_progress(hub, weights, monkeypatch):
+    """Whoever waits hears of bytes, never of fewer than before, up to all of them, and of nothing after that."""
+    monkeypatch.setattr("farm.weights.hub._WATCH_S", 0.0)  # as often as can be: beside every change
     hub.repositories["someone/model"]["vae/diffusion_pytorch_model.fp16.safetensors"] = safetensors(
         "c", num_values=100_000
     )
     heard = []
     weights.model(ROW, on_progress=lambda done, total: heard.append((done, total)))
-    total = sum(len(hub.repositories["someone/model"][name]) for name in hub.downloaded)
+    total = sum(len(hub.repositories["someone/model"][name]) for name in set(hub.downloaded))
     assert heard[-1] == (total, total)
     assert all(0 <= done <= total for done, _ in heard)
     assert [done for done, _ in heard] == sorted(done for done, _ in heard)

@@ -53,7 +53,7 @@ def test_filler_never_names_what_a_scene_can_show() -> None:
 
 
 @given(seed=SEEDS, held_out=st.booleans())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_scenes_come_from_the_asked_side_of_the_split(seed: int, *, held_out: bool) -> None:
     """A scene asked for training is never held out, and the other way round."""
     assert sample_scene(dice(seed), held_out=held_out).is_held_out is held_out
@@ -81,7 +81,6 @@ def test_the_split_ignores_size_and_seed() -> None:
 
 
 @given(SEEDS)
-@settings(max_examples=100, deadline=None)
 def test_captions_name_every_thing(seed: int) -> None:
     """A whole caption names each thing's colour and kind and the background, in the order that it reports."""
     rng = dice(seed)
@@ -95,7 +94,7 @@ def test_captions_name_every_thing(seed: int) -> None:
 
 
 @given(SEEDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_drawings_repeat(seed: int) -> None:
     """The same scene is the same picture, of the size that the model learns."""
     scene = sample_scene(dice(seed))
@@ -105,7 +104,6 @@ def test_drawings_repeat(seed: int) -> None:
 
 
 @given(SEEDS)
-@settings(max_examples=100, deadline=None)
 def test_things_stand_where_the_scene_says(seed: int) -> None:
     """Of two things the first is left of or above the second, and every thing lies within the picture."""
     scene = sample_scene(dice(seed))

@@ -4,7 +4,7 @@ import json
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from api.batches.forms import Sent, job_asked
@@ -213,14 +213,12 @@ PIECES = st.lists(st.sampled_from([*"\",;:-[]{}#&*!|>?%@`'\\ \n\tx1", *WORDS]), 
 
 
 @given(FORMS, PIECES | st.text(max_size=60))
-@settings(max_examples=600, deadline=None)
 def test_any_text_of_any_form_is_a_job_or_a_told_error(media_type, text):
     """Whatever is sent under whatever name: a job, or a problem of the client's with a reason; nothing else."""
     check(text.encode("utf-8", "surrogatepass"), media_type)
 
 
 @given(FORMS, st.binary(max_size=80))
-@settings(max_examples=300, deadline=None)
 def test_any_bytes_of_any_form_are_a_job_or_a_told_error(media_type, body):
     """Not even bytes that are no text break a parser."""
     check(body, media_type)
@@ -257,7 +255,6 @@ def outcome_of(body, media_type):
         max_size=5,
     )
 )
-@settings(max_examples=100, deadline=None)
 def test_what_a_form_can_say_comes_through(prompts):
     """Written as JSON Lines and as JSON, any prompts are the same job."""
     body = json.dumps({"model": "scenes", "prompts": prompts})

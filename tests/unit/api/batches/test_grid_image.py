@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -30,7 +30,6 @@ def places_of(layout):
 
 
 @given(st.lists(st.integers(1, 12), max_size=4).filter(lambda lengths: math.prod(lengths) <= 1_000))
-@settings(max_examples=100, deadline=None)
 def test_every_image_stands_on_the_grid_once(lengths):
     """Whatever varies, no image is missing and none is shown twice."""
     assert sorted(places_of(Layout.of(dimensions_of(*lengths)))) == list(range(math.prod(lengths)))
@@ -39,7 +38,6 @@ def test_every_image_stands_on_the_grid_once(lengths):
 @given(
     st.lists(st.integers(1, 12), max_size=4).filter(lambda lengths: math.prod(lengths) <= 1_000), st.integers(8, 9_000)
 )
-@settings(max_examples=100, deadline=None)
 def test_a_grid_has_bounded_sides_and_pixels(lengths, side):
     """A thousand images of any size are a picture that can be opened."""
     geometry = geometry_of(Layout.of(dimensions_of(*lengths)), largest=(side, max(8, side // 2)), has_subtitle=True)

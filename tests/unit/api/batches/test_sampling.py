@@ -7,7 +7,7 @@ from itertools import islice, pairwise
 import pytest
 from dynamicprompts.generators import CombinatorialPromptGenerator
 from dynamicprompts.wildcards import WildcardManager
-from hypothesis import given, reject, settings
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from api.batches.grammar import MAX_DEPTH, is_template, parse
@@ -105,7 +105,6 @@ TEMPLATES = st.recursive(
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the library calls old names of another
 @given(TEMPLATES)
-@settings(max_examples=150, deadline=None)
 def test_the_texts_are_those_of_the_library_whose_grammar_it_is(template):
     """Whatever is written in the grammar, dynamicprompts and we make the same set of texts of it.
 
@@ -124,7 +123,6 @@ def test_the_texts_are_those_of_the_library_whose_grammar_it_is(template):
 
 
 @given(TEMPLATES)
-@settings(max_examples=100, deadline=None)
 def test_it_counts_what_it_makes_and_draws_only_that(template):
     """The count is that of the texts made, and each draw is one of them."""
     sampler, tree = Sampler(Wildcards([])), parse(template)
@@ -241,7 +239,6 @@ MARKS = st.lists(
 
 
 @given(MARKS)
-@settings(max_examples=400, deadline=None)
 def test_any_text_is_a_template_or_told_what_is_wrong(text):
     """Whatever marks follow each other: texts, or Refused; in bounded time, and nothing else."""
     sampler = Sampler(Wildcards([]), max_steps=20_000)

@@ -190,7 +190,7 @@ def test_errors_find_the_way_back_to_what_was_written():
 
 
 @given(st.integers(1, 3), st.lists(st.integers(1, 4), max_size=3), st.integers(1, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_matrix_keeps_count_and_order(num_prompts, lengths, num_images):
     """As many prompts as combinations, each different, and each knows the place it came from."""
     names = ["num_inference_steps", "clip_skip", "seed"]

@@ -50,7 +50,7 @@ def test_a_reader_hears_that_the_api_stops():
         await reader.next()
         reader.close()
         with pytest.raises(WatcherClosed):
-            await asyncio.wait_for(reader.next(), 5)
+            await asyncio.wait_for(reader.next(), 60)
 
     asyncio.run(main())
 
