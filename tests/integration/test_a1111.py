@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import socket
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,6 +22,7 @@ from farm.ledger import Ledger
 from farm.settings import Settings
 from farm.storage import Store
 from stand_in import StandIn, colour_of
+from waiting import PATIENCE_S, wait_for
 
 SIZE = {"width": 64, "height": 64}
 
@@ -52,7 +52,7 @@ def farm(valkey_server, seaweed_server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("a1111")
     styles = folder / "styles.csv"
     styles.write_text('name,prompt,negative_prompt\nink,"ink drawing of {prompt}",colour\n', encoding="utf-8")
-    fields = {**seaweed_server.credentials, "s3_bucket": "farm-a1111", "styles_file": str(styles), "lease_s": "60"}
+    fields = {**seaweed_server.credentials, "s3_bucket": "farm-a1111", "styles_file": str(styles), "lease_s": "600"}
     settings = Settings(redis_url=valkey_server.url, **fields)
     store, ledger = Store.connect(settings), Ledger.connect(settings)
     store.ensure_bucket()
@@ -67,15 +67,6 @@ def _mended_worker(farm):
     """Let no test leave the worker failing its images."""
     yield
     farm.worker.fails_with = None
-
-
-def wait_for(is_so, what: str):
-    """Return what `is_so` returns, once that is something."""
-    deadline = time.monotonic() + 30
-    while not (found := is_so()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.02)
-    return found
 
 
 def colour_in(image: Image.Image, at: tuple[int, int] = (0, 0)) -> tuple[int, int, int]:
@@ -153,11 +144,11 @@ def test_two_clients_at_once_see_and_stop_their_own_alone(farm):
         assert max(abs(a - b) for a, b in zip(colour_in(preview), colour_of(1), strict=True)) < 12  # it is a JPEG
         assert idle.interrupt() == {}
         assert one.interrupt() == {}
-        assert first.result(30).images == []
+        assert first.result(PATIENCE_S).images == []
         assert one.get_progress()["state"]["job_count"] == 0
         assert two.get_progress()["state"]["job_count"] == 3
         farm.worker.go_on()
-        assert len(second.result(30).images) == 3
+        assert len(second.result(PATIENCE_S).images) == 3
     two.util_wait_for_ready(check_interval=0.01)
 
 
@@ -174,7 +165,7 @@ def test_progress_never_goes_back(farm):
         assert seen["progress"] == 0.5
         assert state["job"] == seen["state"]["job"]
         farm.worker.go_on()
-        assert len(rendered.result(30).images) == 1
+        assert len(rendered.result(PATIENCE_S).images) == 1
 
 
 def test_skip_cancels_the_current_picture(farm):
@@ -185,7 +176,7 @@ def test_skip_cancels_the_current_picture(farm):
         wait_for(lambda: client.get_progress()["state"]["sampling_step"], "the first steps")
         assert client.skip() is None
         farm.worker.go_on()
-        result = rendered.result(30)
+        result = rendered.result(PATIENCE_S)
     assert [colour_in(image) for image in result.images] == [colour_of(2)]
     assert result.info["all_seeds"] == [2]
 
@@ -194,18 +185,20 @@ def test_a_task_is_followed_by_its_name(farm):
     """/internal/progress tells of the request with this force_task_id, whoever of the same farm asks."""
 
     def ask(**body) -> dict:
-        return httpx.post(f"{farm.url}/internal/progress", json={"id_task": "task(x)", **body}).json()
+        return httpx.post(
+            f"{farm.url}/internal/progress", json={"id_task": "task(x)", **body}, timeout=PATIENCE_S
+        ).json()
 
     assert not any(ask()[name] for name in ("active", "queued", "completed"))
     with ThreadPoolExecutor() as pool, farm.worker.holding():
         body = {"prompt": "a", "steps": 10, "force_task_id": "task(x)", **SIZE}
-        rendered = pool.submit(httpx.post, f"{farm.url}/sdapi/v1/txt2img", json=body, timeout=30)
+        rendered = pool.submit(httpx.post, f"{farm.url}/sdapi/v1/txt2img", json=body, timeout=PATIENCE_S)
         seen = wait_for(lambda: (seen := ask())["live_preview"] and seen, "a preview")
         assert (seen["active"], seen["completed"], seen["progress"]) == (True, False, 0.5)
         assert seen["live_preview"].startswith("data:image/jpeg;base64,")
         assert ask(id_live_preview=seen["id_live_preview"])["live_preview"] is None
         farm.worker.go_on()
-        assert rendered.result(30).status_code == 200
+        assert rendered.result(PATIENCE_S).status_code == 200
     assert ask()["completed"]
 
 

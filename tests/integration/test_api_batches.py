@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 
 import httpx
 import pytest
@@ -13,6 +12,7 @@ from api.batches.grid import keep_grid
 from api.batches.preparing import GRID_CHORE
 from api_client import WORKER, heartbeat
 from farm.storage import grid_key, object_key
+from waiting import PATIENCE_S, wait_for
 
 CSV = {"Content-Type": "text/csv"}
 MATRIX = {"guidance_scale": [3, 5], "num_inference_steps": [4, 8]}
@@ -142,8 +142,9 @@ def test_a_grid_is_made_when_its_job_has_ended(gallery):
     assert answer.status_code == 307
     # A page may not follow to another host with its key: it is told instead.
     told = gallery.get(path, params={"redirect": False}).json()["url"]
-    assert httpx.get(told).content == httpx.get(answer.headers["location"]).content
-    sheet = Image.open(io.BytesIO(httpx.get(answer.headers["location"]).content))
+    pictures = [httpx.get(url, timeout=PATIENCE_S).content for url in (told, answer.headers["location"])]
+    assert pictures[0] == pictures[1]
+    sheet = Image.open(io.BytesIO(pictures[0]))
     assert sheet.format == "PNG"
     colours = {colour for _, colour in sheet.convert("RGB").getcolors(sheet.width * sheet.height)}
     assert {(0, 0, 90), (60, 0, 90), (120, 0, 90)} <= colours
@@ -157,9 +158,7 @@ def settle(api, job_id):
         assert chore.job == job_id
         keep_grid(api.parts, chore)
         ledger.chore_done(chore)
-    for _ in range(200):
-        if api.get(f"/v1/jobs/{job_id}/grid", follow_redirects=False).status_code == 307:
-            return
+    wait_for(lambda: api.get(f"/v1/jobs/{job_id}/grid", follow_redirects=False).status_code == 307, "the grid")
 
 
 def test_a_grid_of_many_images_is_webp_and_one_of_missing_images_is_made_too(gallery):
@@ -178,9 +177,6 @@ def test_a_grid_stays_when_its_job_has_expired(make_api, s3):
     plain, job = api.post_job(), api.post_job(grid=True)
     for each in (plain, job):
         api.delete(f"/v1/jobs/{each['id']}")
-    deadline_s = time.monotonic() + 60
-    while {api.get(f"/v1/jobs/{each['id']}").status_code for each in (plain, job)} != {410}:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
+    wait_for(lambda: {api.get(f"/v1/jobs/{each['id']}").status_code for each in (plain, job)} == {410})
     assert api.get(f"/v1/jobs/{job['id']}/grid", follow_redirects=False).status_code == 307
     assert api.get(f"/v1/jobs/{plain['id']}/grid", follow_redirects=False).status_code == 410

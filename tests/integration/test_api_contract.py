@@ -16,6 +16,7 @@ from farm.storage import Store
 from stand_in import StandIn
 
 SEED = 20_261_122
+MAX_EXAMPLES = max(1, examples().max_examples // 8)  # of each operation
 CONFIG = SchemathesisConfig.from_dict({"seed": SEED, "generation": {"deterministic": True, "mode": "all"}})
 schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi(), config=CONFIG)
 
@@ -59,7 +60,7 @@ def has_nothing_to_say(context):
 
 
 @schema.exclude(has_nothing_to_say).parametrize()
-@examples(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(max_examples=MAX_EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_request_breaks_the_api_or_its_own_description(case, running):
     """No 5xx, no status, type or shape of an answer that the document does not tell of."""
     check(case, running)

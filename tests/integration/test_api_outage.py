@@ -8,11 +8,13 @@ from dataclasses import replace
 
 import pytest
 
+from api import health
 from api.app import create_app
 from api_client import Api, api_settings, heartbeat
 from farm.queue import make_celery
 from farm.storage import Store
 from servers import free_ports, valkey
+from waiting import PATIENCE_S
 
 JOB = {"model": "scenes", "prompts": ["a"]}
 
@@ -66,8 +68,9 @@ def test_every_endpoint_is_503_while_redis_is_away_and_recovers(own_valkey):
         assert api.post_job()["state"] == "queued"
 
 
-def test_readiness_names_who_is_away(own_valkey, s3):
+def test_readiness_names_who_is_away(own_valkey, s3, monkeypatch):
     """Ready with both; 503 names Redis when it is killed, and S3 when nobody listens there."""
+    monkeypatch.setattr(health, "_PATIENCE_S", PATIENCE_S)  # a bucket is made, and the machine may be busy
     with Api(create_app(api_settings(own_valkey.url, **s3))) as api:
         answer = api.get("/readyz")
         assert (answer.status_code, answer.json()["status"]) == (200, "ready")
@@ -95,8 +98,8 @@ def test_readiness_does_not_wait_for_a_redis_that_hangs(own_valkey):
         try:
             started = time.monotonic()
             checks = _not_ready(api)
-            assert time.monotonic() - started < 10
-            assert "no answer" in checks["redis"]["detail"]
+            assert time.monotonic() - started < PATIENCE_S
+            assert "answer" in checks["redis"]["detail"]  # "no answer within", or "does not answer": who was first
             assert api.get("/healthz").status_code == 200
         finally:
             own_valkey._process.send_signal(signal.SIGCONT)
@@ -119,7 +122,7 @@ def test_a_job_is_accepted_though_celery_cannot_be_told(make_api, caplog):
     with caplog.at_level(logging.WARNING):
         job = api.post_job(num_images_per_prompt=3)
     assert job["total"] == 3
-    assert [record.action for record in caplog.records] == ["feed_failed"]
+    assert [record.action for record in caplog.records if hasattr(record, "action")] == ["feed_failed"]
     assert api.get(job["links"]["self"]).json()["counts"]["queued"] == 3
 
 
@@ -131,5 +134,5 @@ def test_a_signed_url_fetches_the_image(make_api, s3):
     api.parts.store.ensure_bucket()
     image = api.get(url).json()["data"][0]
     api.parts.store.put(image["key"], b"pixels", "image/png")
-    with urllib.request.urlopen(image["url"], timeout=10) as answer:  # noqa: S310  our own store
+    with urllib.request.urlopen(image["url"], timeout=PATIENCE_S) as answer:  # noqa: S310  our own store
         assert (answer.read(), answer.headers["Content-Type"]) == (b"pixels", "image/png")

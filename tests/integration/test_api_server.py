@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from api.__main__ import objection
+from api.__main__ import main, objection
 from api_process import serving
 from farm.settings import Settings
+from waiting import PATIENCE_S, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +58,13 @@ def test_bytes_that_no_client_should_send_are_the_clients_fault(served, head):
 def test_requests_are_logged_with_their_fields(served):
     """Each request is one JSON line with an action; a path can not forge another line."""
     served.talk(b"GET /v1/jobs/x%0a%7B%22action%22 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-    lines = [json.loads(line) for line in served.log_file.read_text().splitlines()]
-    (logged,) = [line for line in lines if line.get("action") == "http_request" and "jobs/x" in line["path"]]
+
+    def logged_of_it():
+        whole, _, _ = served.log_file.read_text().rpartition("\n")
+        lines = map(json.loads, whole.splitlines())
+        return [line for line in lines if line.get("action") == "http_request" and "jobs/x" in line["path"]]
+
+    (logged,) = wait_for(logged_of_it, "the line of the log, which comes after the answer")
     assert (logged["method"], logged["status"], logged["route"]) == ("GET", 404, "/v1/jobs/{job_id}")
     assert logged["path"] == "/v1/jobs/x%0A%7B%22action%22"
     assert logged["duration_ms"] >= 0
@@ -68,7 +74,7 @@ def test_it_stops_on_sigterm(redis_url, tmp_path):
     """SIGTERM ends the process in good order and soon."""
     with serving(redis_url, tmp_path / "log") as server:
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(10) in (0, -signal.SIGTERM)
+        assert server.process.wait(PATIENCE_S) in (0, -signal.SIGTERM)
         assert "Application shutdown complete" in server.log_file.read_text()
 
 
@@ -77,15 +83,21 @@ def test_the_same_key_at_the_same_moment_makes_one_job(served):
     body = b'{"model": "scenes", "prompts": ["a"]}'
 
     def post(_):
-        headers = {"Content-Type": "application/json", "Idempotency-Key": "k"}
+        headers = {"Content-Type": "application/json", "Idempotency-Key": "at-once"}
         request = urllib.request.Request(f"http://127.0.0.1:{served.port}/v1/jobs", data=body, headers=headers)
-        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310  our own server
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:  # noqa: S310  our own server
             return json.load(answer)["id"], answer.headers.get("Idempotent-Replayed")
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(post, range(16)))
     assert len({job_id for job_id, _ in answers}) == 1
     assert [replayed for _, replayed in answers].count(None) == 1
+
+
+def run(*arguments, **variables):
+    """Run `python -m api` to its end."""
+    command = [sys.executable, "-m", "api", *arguments]
+    return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -99,26 +111,34 @@ def test_the_same_key_at_the_same_moment_makes_one_job(served):
         ("FARM_WEBHOOK_ALLOW_PRIVATE", "10.0.0.0/33", "FARM_WEBHOOK_ALLOW_PRIVATE: '10.0.0.0/33'"),
     ],
 )
-def test_a_wrong_setting_is_told_without_a_traceback(variable, value, told):
-    """The process ends at once with status 2 and names what is wrong."""
-    done = subprocess.run(
-        [sys.executable, "-m", "api"], env={**os.environ, variable: value}, capture_output=True, text=True, check=False
-    )
+def test_a_wrong_setting_is_told(monkeypatch, capsys, variable, value, told):
+    """The program ends at once with status 2 and names what is wrong."""
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(sys, "argv", ["api"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_process_with_a_wrong_setting_ends_without_a_traceback():
+    """Nothing that is imported before reads settings, or fails in its own way."""
+    done = run(FARM_MAX_PROMPTS="many")
     assert done.returncode == 2
-    assert told in done.stderr
+    assert "max_prompts" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_an_api_that_asks_nobody_stays_on_this_machine():
+def test_an_api_that_asks_nobody_stays_on_this_machine(monkeypatch, capsys):
     """It ends before it listens where nobody said that it may be open to others, and tells the two ways."""
     host = "0.0.0.0"  # noqa: S104  not bound
-    done = subprocess.run(
-        [sys.executable, "-m", "api", "--host", host], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 2
-    assert f"whoever reaches {host} is the farm's operator" in done.stderr
-    assert "FARM_AUTH=keys" in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.setattr(sys, "argv", ["api", "--host", host])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert f"whoever reaches {host} is the farm's operator" in told
+    assert "FARM_AUTH=keys" in told
 
 
 def test_who_may_listen_where():
@@ -133,15 +153,16 @@ def test_who_may_listen_where():
 
 def test_a_port_that_is_taken_is_told(served):
     """A second server on the same port gives up with the reason."""
-    done = subprocess.run(
-        [sys.executable, "-m", "api", "--port", str(served.port)], capture_output=True, text=True, check=False
-    )
+    done = run("--port", str(served.port))
     assert done.returncode != 0
     assert "address already in use" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_help_needs_no_settings():
+def test_help_needs_no_settings(monkeypatch, capsys):
     """`--help` explains the arguments."""
-    told = subprocess.run([sys.executable, "-m", "api", "--help"], capture_output=True, text=True, check=True)
-    assert "--port" in told.stdout
+    monkeypatch.setattr(sys, "argv", ["api", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert "--port" in capsys.readouterr().out

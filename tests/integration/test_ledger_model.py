@@ -187,7 +187,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def nothing_is_lost_or_doubled(self) -> None:
         """Each image counted once; counts of each job sum up and agree with its images."""
         assert max(self.counted.values(), default=0) <= 1
-        queued = Counter()  # by tenant
+        queued, num_open = Counter(), Counter()  # by tenant
         for job, total in self.jobs.items():
             status = self.ledger.job(job)
             counts = status.counts
@@ -202,26 +202,26 @@ class LedgerMachine(RuleBasedStateMachine):
             assert (status.state is JobState.PAUSED) <= (job in self.paused)
             assert (status.finished_at is not None) == status.state.is_final
             queued[self.tenant_of[job]] += counts.queued
+            num_open[self.tenant_of[job]] += not status.state.is_final
         redis = self.ledger._redis
-        for tenant in set(self.tenant_of.values()):
-            # What waits is in the backlog, or handed out, or waits for its delay to end.
-            flying = [member.decode() for member in redis.hkeys("farm:flight") if self._tenant(member) == tenant]
-            handed = [member for member in redis.zrange("farm:handed:scenes", 0, -1) if self._tenant(member) == tenant]
-            later = sum(1 for member in redis.zrange("farm:later", 0, -1) if self._is_wanted(member, tenant))
-            status = self.ledger.tenant(tenant)
-            assert status.running == len(flying)
-            assert status.queued == queued[tenant] - len(handed) - later
-            assert status.open_jobs == sum(
-                not self.ledger.job(job).state.is_final for job, owner in self.tenant_of.items() if owner == tenant
-            )
+        # What waits is in the backlog, or handed out, or waits for its delay to end.
+        flying = Counter(map(self._tenant, redis.hkeys("farm:flight")))
+        handed = Counter(map(self._tenant, redis.zrange("farm:handed:scenes", 0, -1)))
+        later = Counter(self._tenant(member) for member in redis.zrange("farm:later", 0, -1) if self._is_wanted(member))
+        told = self.ledger.tenants()
+        assert {status.name for status in told} == set(self.tenant_of.values())
+        for status in told:
+            tenant = status.name
+            assert status.running == flying[tenant]
+            assert status.queued == queued[tenant] - handed[tenant] - later[tenant]
+            assert status.open_jobs == num_open[tenant]
 
     def _tenant(self, member) -> str:
         return self.tenant_of[member.decode().rpartition(":")[0]]
 
-    def _is_wanted(self, member, tenant) -> bool:
+    def _is_wanted(self, member) -> bool:
         job, _, index = member.decode().rpartition(":")
-        is_gone = job in self.cancelled or (job, int(index)) in self.dropped
-        return self.tenant_of[job] == tenant and not is_gone
+        return job not in self.cancelled and (job, int(index)) not in self.dropped
 
     def settle(self) -> None:
         """Let honest workers go on: in the end every image of every job that was not cancelled is there."""

@@ -25,7 +25,7 @@ def fast_server():
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+@pytest.mark.parametrize("workers", [1, 3, *(pytest.param(each, marks=pytest.mark.long) for each in (2, 4))])
 def test_a_mixed_load_keeps_its_promises(fast_server, workers):
     """Three models, three tenants, two priorities, 2,000 images: waits, switches and shares are within their bounds."""
     fast_server.flush()

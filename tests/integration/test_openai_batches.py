@@ -164,7 +164,7 @@ def test_a_batch_ends_with_its_files(farm, client):
     assert Image.open(io.BytesIO(base64.b64decode(body["data"][0]["b64_json"]))).size == (64, 64)
     urls = [image["url"] for image in third["response"]["body"]["data"]]
     assert all("X-Amz-Expires=604800" in url for url in urls)  # a day is not enough for who reads a batch's results
-    assert [Image.open(io.BytesIO(httpx.get(url).content)).size for url in urls] == [(128, 64)] * 2
+    assert [Image.open(io.BytesIO(httpx.get(url, timeout=100).content)).size for url in urls] == [(128, 64)] * 2
 
     (failed,) = results_of(client, batch.error_file_id)
     assert (failed["custom_id"], failed["response"]["status_code"]) == ("b", 500)

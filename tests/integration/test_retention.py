@@ -21,6 +21,8 @@ from farm.ledger import Ledger
 from farm.manifests import manifest_lines, write_manifest
 from farm.settings import Settings
 from farm.storage import NoSuchObject, Store, manifest_key, object_key
+from steady_clock import steady_clock
+from waiting import PATIENCE_S, wait_for
 
 NO_JOB = "job_00000000000000000000"
 
@@ -28,7 +30,7 @@ NO_JOB = "job_00000000000000000000"
 @pytest.fixture
 def ledger(redis_url):
     """Return a ledger on an empty server: three strikes."""
-    ledger = Ledger.connect(Settings(redis_url=redis_url, max_attempts=1))
+    ledger = Ledger.connect(Settings(redis_url=redis_url, max_attempts=1, lease_s=600), clock=steady_clock)
     yield ledger
     ledger.close()
 
@@ -59,15 +61,6 @@ def read(store, job):
     return [json.loads(line) for line in store.get(manifest_key(job)).splitlines()]
 
 
-def wait_for(is_so, timeout_s=30.0):
-    """Wait until something is so; return it."""
-    deadline = time.monotonic() + timeout_s
-    while not (found := is_so()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-    return found
-
-
 def keys_of(ledger, job):
     """Return all keys and members in Redis that name a job."""
     redis = ledger._connection.redis
@@ -90,6 +83,7 @@ def test_a_manifest_tells_everything_of_job_and_images(ledger, store):
     """Stored, failed and cancelled images: what was asked for under the recipe's names, and what became of each."""
     job = ledger.open(
         expanded_job(
+            created_at=steady_clock(),
             tenant="ada",
             labels={"shoot": "spring"},
             prompts=[
@@ -209,7 +203,7 @@ def test_an_ended_job_gets_its_manifest_by_itself(make_api, s3):
     api.delete(f"/v1/jobs/{job}")
     answer = wait_for(lambda: (it := api.get(f"/v1/jobs/{job}/manifest", follow_redirects=False)).is_redirect and it)
     assert answer.status_code == 307
-    lines = [json.loads(line) for line in httpx.get(answer.headers["location"]).text.splitlines()]
+    lines = [json.loads(line) for line in httpx.get(answer.headers["location"], timeout=PATIENCE_S).text.splitlines()]
     assert [line["state"] for line in lines] == ["cancelled"] * 3
 
 
@@ -238,7 +232,7 @@ def test_a_job_expires_from_redis_and_stays_in_the_store(make_api, s3):
     finish(api.parts.ledger, hints)
     answer = wait_for(lambda: (it := api.get(f"/v1/jobs/{job}")).status_code == 410 and it)
 
-    assert keys_of(api.parts.ledger, job) == []
+    wait_for(lambda: keys_of(api.parts.ledger, job) == [], "the end of the chore that forgot it")
     assert [each["id"] for each in api.get("/v1/jobs").json()["data"]] == [other]
     problem = answer.json()
     assert problem["type"] == "urn:diffusion-farm:problem:job-expired"

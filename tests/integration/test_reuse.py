@@ -51,12 +51,31 @@ def _tiny(tmp_path_factory):
 @pytest.fixture
 def farm(redis_url, s3, tmp_path, _tiny):
     """Return a farm with a small model of its own."""
-    (tmp_path / "catalog.toml").write_text(CATALOG)
-    farm = Farm(Settings(redis_url=redis_url, **s3, models_dir=tmp_path, catalog_file=tmp_path / "catalog.toml"), _tiny)
+    with farm_in(tmp_path, _tiny, redis_url=redis_url, **s3) as farm:
+        yield farm
+
+
+@contextmanager
+def farm_in(folder, tiny, **servers):
+    """Set a farm up in a folder, with the first of the models."""
+    (folder / "catalog.toml").write_text(CATALOG)
+    farm = Farm(Settings(**servers, models_dir=folder, catalog_file=folder / "catalog.toml", lease_s=600), tiny)
     farm.put_model(0)
     torch.set_num_threads(1)
     yield farm
     farm.ledger.close()
+
+
+@pytest.fixture(scope="module")
+def rendered(valkey_server, shared_s3, tmp_path_factory, _tiny):
+    """Return what renders a job on a worker that has rendered the plain one."""
+    valkey_server.flush()
+    with (
+        farm_in(tmp_path_factory.mktemp("shared"), _tiny, redis_url=valkey_server.url, **shared_s3) as farm,
+        farm.worker() as run,
+    ):
+        assert run()[1] == 2
+        yield run
 
 
 class Farm:
@@ -170,12 +189,12 @@ def test_a_job_meets_its_own_images_again(farm):
     ],
     ids=lambda changed: next(iter(changed)),
 )
-def test_what_differs_is_rendered(farm, changed):
+def test_what_differs_is_rendered(rendered, changed):
     """Whatever shows in a file, or asks for another, makes another image."""
-    with farm.worker() as run:
-        run()
-        _, num_made = run(**changed)
+    _, num_made = rendered(**changed)
     assert num_made == 2
+    _, num_made = rendered(**changed)
+    assert num_made == 0
 
 
 def test_other_weights_or_another_batch_shape_are_another_image(farm):

@@ -1,23 +1,27 @@
 """Links that lead through the API: what they bring, from a real S3 server, and what they do not open."""
 
 import io
+from functools import cache
 
+import httpx
 import pytest
 from PIL import Image
 
 from api import passage
 from api.links import Links
 from fake_http import answering
+from waiting import wait_for
 
 KEY = "jobs/job_1/0000001.png"
 
 
-@pytest.fixture
-def through(make_api, s3):
-    """Return a function that starts an API whose links lead through it, with a picture in its store."""
+@pytest.fixture(scope="module")
+def through(share_api, shared_s3):
+    """Return a function that gives an API whose links lead through it, with a picture in its store."""
 
+    @cache
     def start(**settings):
-        api = make_api(**{"s3_public_endpoint": "api", **s3, **settings})
+        api = share_api(**{"s3_public_endpoint": "api", **shared_s3, **settings})
         api.parts.store.put(KEY, PICTURE, "image/png")
         return api
 
@@ -123,9 +127,7 @@ def test_a_link_ends(through):
     """At its second; S3 has the clock."""
     api = through()
     url = link(api, expiry_s=1)
-    for _ in range(400):
-        if (answer := api.get(url)).status_code != 200:
-            break
+    answer = wait_for(lambda: each if (each := api.get(url)).status_code != 200 else None, "its end")
     assert (answer.status_code, answer.json()["type"]) == (403, "urn:diffusion-farm:problem:forbidden")
     assert "has expired" in answer.json()["detail"]
 
@@ -175,7 +177,7 @@ def test_the_storage_is_told_nothing_of_the_client(make_api):
 def test_places_are_few_and_given_back(make_api, s3, monkeypatch):
     """Whatever became of the requests that had them."""
     monkeypatch.setattr(passage, "MAX_AT_ONCE", 1)
-    api = make_api(s3_public_endpoint="api", **{**s3, "s3_timeout_s": 0.3})
+    api = make_api(s3_public_endpoint="api", **s3)
     api.parts.store.put(KEY, PICTURE, "image/png")
     for _ in range(2):
         assert api.get(link(api)).status_code == 200
@@ -183,7 +185,9 @@ def test_places_are_few_and_given_back(make_api, s3, monkeypatch):
         assert api.get(link(api, "jobs/none")).status_code == 404
         assert api.get(link(api), headers={"Range": "bytes=99999999-"}).status_code == 416
     api.portal.call(api.parts.passage._free.acquire)
-    answer = api.get(link(api))
+    with monkeypatch.context() as patch:
+        patch.setattr(api.parts.passage, "_timeout", httpx.Timeout(0.1))
+        answer = api.get(link(api))
     assert (answer.status_code, answer.json()["type"]) == (503, "urn:diffusion-farm:problem:storage-down")
     api.portal.call(api.parts.passage._free.release)
     assert api.get(link(api)).status_code == 200

@@ -18,6 +18,7 @@ from api_process import serving as api_served
 from fake_http import answering, serving
 from farm.ledger import Chore, Ledger
 from farm.settings import Settings
+from waiting import PATIENCE_S, wait_for
 
 KEY = bytes(range(32))
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
@@ -54,15 +55,6 @@ def tries(api):
 
     before = {outcome: count(outcome) for outcome in ("delivered", "failed", "gone", "given_up")}
     return lambda outcome: count(outcome) - before[outcome]
-
-
-def wait_for(found, what="it", *, limit_s=30):
-    """Return what `found()` returns as soon as it is something."""
-    deadline = time.monotonic() + limit_s
-    while not (value := found()):
-        assert time.monotonic() < deadline, f"{what} did not come"
-        time.sleep(0.02)
-    return value
 
 
 def headers_of(request):
@@ -253,7 +245,7 @@ def api_process(redis_url, log_file):
 def kill(served):
     """Kill it the hard way."""
     served.process.kill()
-    served.process.wait(10)
+    served.process.wait(PATIENCE_S)
 
 
 def post(port, document):
@@ -261,7 +253,7 @@ def post(port, document):
     headers = {"Content-Type": "application/json"}
     body = json.dumps(document).encode()
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/jobs", data=body, headers=headers)
-    with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:  # noqa: S310
         return json.load(answer)
 
 
@@ -305,7 +297,7 @@ def test_an_api_killed_while_the_receiver_fails_does_not_lose_the_message(redis_
         assert '"retrying"' in ledger.deliveries(job)["job.done"]
         with api_process(redis_url, tmp_path / "log"):
             # A process killed in mid-try would have held the chore for a lease of 60 s.
-            wait_for(lambda: '"delivered"' in ledger.deliveries(job)["job.done"], "success", limit_s=100)
+            wait_for(lambda: '"delivered"' in ledger.deliveries(job)["job.done"], "success", limit_s=2 * PATIENCE_S)
         noted = json.loads(ledger.deliveries(job)["job.done"])
         assert len(seen) >= noted["tries"] >= 2
     ledger.close()
