@@ -34,7 +34,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def farm(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
     """Run a farm with one CPU worker: it serves the model that ships, the tiny one, and one whose weights are missing.
 
-    `farm.worker` is its worker's process, `farm.broken_job` a job of the broken model; uploads may have a megabyte.
+    `farm.broken_job` is a job of the broken model, which `farm.mend` mends; uploads may have a megabyte.
     """
     folder = tmp_path_factory.mktemp("farm")
     broken = shutil.copytree(tiny, tiny.with_name("broken"))
@@ -43,7 +43,7 @@ def farm(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]
     catalog.write_text("".join(_ROW.format(source=source, size_px=SIZE_PX) for source in (tiny, broken)))
     settings = {"catalog_file": str(catalog), "worker_models": "scenes,tiny,broken", "max_upload_bytes": "1000000"}
     with running_farm(folder, **settings) as farm:
-        farm.worker = farm.start_worker()
+        farm.start_worker()
         # Now, so that the worker has forgotten that the model is broken when it is asked to try again.
         farm.broken_job = farm.post(model="broken", prompts=["a star"], num_images_per_prompt=3, seed=5)
         farm.mend = lambda: shutil.copy(tiny / WEIGHTS, broken / WEIGHTS)

@@ -26,7 +26,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 class Farm:
-    """A farm whose API listens at `url`; workers are started and killed at will."""
+    """A farm whose API is spoken to by `client`; its one worker may be killed at will."""
 
     def __init__(self, env: dict[str, str], folder: Path) -> None:
         self._gate = folder / "gate"
@@ -44,7 +44,6 @@ class Farm:
             process = subprocess.Popen(
                 [sys.executable, *arguments],
                 env=self._env,
-                stdin=subprocess.PIPE,  # its end, should the tests die, ends the worker
                 stdout=log,
                 stderr=log,
             )
@@ -58,20 +57,27 @@ class Farm:
             with suppress(httpx.TransportError):
                 if is_so():
                     return
-            has_died = any(process.poll() not in (None, -signal.SIGKILL) for process in self._processes)
+            has_died = any(process.poll() is not None for process in self._processes)
             if has_died or time.monotonic() > deadline:
                 logs = "\n".join(log.read_text()[-3000:] for log in self._folder.glob("*.log"))
                 raise AssertionError(f"waited in vain for {what}\n{logs}")
             time.sleep(0.05)
 
-    def start_worker(self) -> subprocess.Popen[bytes]:
-        """Start a worker and wait until it has reported."""
-        process = self._start("worker.log", str(_ROOT / "tests" / "odd_worker.py"))
-        self.wait_until(
-            lambda: process.pid in [worker["pid"] for worker in self.client.get("/v1/workers").json()["data"]],
-            "the worker to report",
-        )
-        return process
+    def start_worker(self) -> None:
+        """Start a worker, by a launcher that starts it again when it dies, and wait until it has reported."""
+        self._start("worker.log", str(_ROOT / "tests" / "odd_worker.py"), "launcher", "--cpu-workers", "1")
+        self.wait_until(self._pids, "the worker to report")
+
+    def kill_worker(self) -> None:
+        """Kill the worker, and wait until another one has reported in its place."""
+        killed = self._pids()
+        os.kill(killed[-1], signal.SIGKILL)
+        self.wait_until(lambda: not set(self._pids()) <= set(killed), "another worker to report")
+
+    def _pids(self) -> list[int]:
+        """Return the workers that have reported, the last one started last; a dead one for a lease's time."""
+        told = self.client.get("/v1/workers").json().get("data", [])
+        return [worker["pid"] for worker in sorted(told, key=lambda worker: worker["started_at"])]
 
     @contextmanager
     def shut_gate(self) -> Iterator[None]:
@@ -144,7 +150,6 @@ class Farm:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            process.stdin.close()
         self.client.close()
 
 

@@ -18,14 +18,17 @@ def whole_farm(tmp_path_factory):
 @pytest.fixture
 def farm(whole_farm):
     """Return a farm with nothing broken and two workers alive, whatever the test before did."""
+    whole_farm.open_gate()
     whole_farm.launcher()
     return whole_farm
 
 
 @pytest.fixture(scope="session")
 def undisturbed(whole_farm):
-    """Return the images of an undisturbed run of what `Farm.post` posts."""
-    return whole_farm.finish(whole_farm.post())
+    """Return the files of jobs that nobody disturbed, by prompt and seed."""
+    whole_farm.finish(held := whole_farm.post_held())
+    whole_farm.finish_begun(endless := whole_farm.post_endless())
+    return {**whole_farm.files(held), **whole_farm.files(endless)}
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -16,8 +16,7 @@ QUEUE = queue_for("tiny")
 @pytest.fixture
 def job(farm):
     """Return a job with messages in the queue and images stored."""
-    job = farm.post()
-    farm.wait_for_images(job, 2)
+    job = farm.post_held()
     farm.wait(lambda: farm.raw.llen(QUEUE) >= 4)
     return job
 

@@ -20,7 +20,6 @@ OUTAGE_S = LEASE_S + 1
 def killed(farm):
     """Kill the server and start it again."""
     farm.redis.kill()
-    time.sleep(OUTAGE_S)
     yield
     farm.redis.start()
 
@@ -29,7 +28,6 @@ def killed(farm):
 def frozen(farm):
     """Freeze the server."""
     with stopped(farm.redis.pid):
-        time.sleep(OUTAGE_S)
         yield
 
 
@@ -37,7 +35,6 @@ def frozen(farm):
 def cut(farm):
     """Cut the line from the workers."""
     farm.redis_line.cut()
-    time.sleep(OUTAGE_S)
     yield
     farm.redis_line.mend()
 
@@ -46,7 +43,6 @@ def cut(farm):
 def hung(farm):
     """Let nothing through between workers and server."""
     farm.redis_line.hang()
-    time.sleep(OUTAGE_S)
     yield
     farm.redis_line.mend()
 
@@ -55,7 +51,6 @@ def hung(farm):
 def out_of_memory(farm):
     """Leave it no memory for any write."""
     farm.raw.config_set("maxmemory", 1)
-    time.sleep(OUTAGE_S)
     yield
     farm.raw.config_set("maxmemory", 0)
 
@@ -65,7 +60,6 @@ def disk_full(farm):
     """Let its files grow no more: with everysec it refuses writes until there is room."""
     resource.prlimit(farm.redis.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
     farm.wait(lambda: farm.raw.info("persistence")["aof_last_write_status"] == "err")
-    time.sleep(OUTAGE_S)
     yield
     resource.prlimit(farm.redis.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
@@ -77,7 +71,6 @@ def disk_full_and_gone(farm):
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
     farm.wait(lambda: not is_running(pid))
     farm.redis.kill()
-    time.sleep(OUTAGE_S)
     yield
     farm.redis.start()
 
@@ -99,11 +92,11 @@ def disk_full_and_gone(farm):
 def test_work_outlives_an_outage_of_redis(farm, undisturbed, what, fsync, fault):
     """For longer than a lease nothing can be claimed, renewed or counted; nobody is blamed for it afterwards."""
     farm.raw.config_set("appendfsync", fsync)
-    job = farm.post()
-    farm.wait_for_images(job, 4)
+    job = farm.post_held()
     pids = {report.pid for report in farm.workers()}
     with farm.disturbed(what, job), fault(farm):
-        pass
+        farm.open_gate()
+        time.sleep(OUTAGE_S)
     farm.finish(job, like=undisturbed)
     assert [image.history for image in farm.ledger.images(job) if image.history] == []
     assert farm.ledger.job(job).retries == 0
@@ -113,8 +106,7 @@ def test_work_outlives_an_outage_of_redis(farm, undisturbed, what, fsync, fault)
 
 def test_dropped_connections_cost_nothing(farm, undisturbed):
     """Every client's connection is closed by the server, several times while units run."""
-    job = farm.post()
-    farm.wait_for_images(job, 2)
+    job = farm.post_held()
     with farm.disturbed("connections to Redis are dropped", job):
         for _ in range(3):
             farm.raw.client_kill_filter(_type="normal", skipme=True)

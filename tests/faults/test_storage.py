@@ -88,10 +88,10 @@ def answers(status, code):
 )
 def test_images_wait_while_the_storage_fails(farm, undisturbed, what, lasts_s, fault):
     """Nothing can be stored until seats are all taken by what waits; then all is, each unit by its first worker."""
-    job = farm.post()
-    farm.wait_for_images(job, 2)
+    job = farm.post_held()
     with farm.disturbed(what, job), fault(farm):
-        farm.wait(lambda: all(report.undelivered >= MAX_BATCH for report in farm.workers()))
+        farm.open_gate()
+        farm.wait(lambda: [report.undelivered >= MAX_BATCH for report in farm.workers()] == [True, True])
         stored = farm.stored(job)
         time.sleep(lasts_s)  # for longer than a lease: leases of what waits are renewed
         assert farm.stored(job) == stored
@@ -101,9 +101,8 @@ def test_images_wait_while_the_storage_fails(farm, undisturbed, what, lasts_s, f
 
 def test_a_slow_storage_slows_and_loses_nothing(farm, undisturbed):
     """Each piece of each answer comes late."""
-    job = farm.post()
     farm.s3_line.slow(0.3)
-    farm.wait_for_images(job, 4)
+    job = farm.post_held()
     with farm.disturbed("S3 is slow", job):
         farm.s3_line.mend()
     farm.finish(job, like=undisturbed)
@@ -113,7 +112,8 @@ def test_a_slow_storage_slows_and_loses_nothing(farm, undisturbed):
 def test_a_bucket_that_is_deleted_is_made_again(farm, undisturbed):
     """Somebody deletes the bucket while a job renders: what is stored from then on lies in a new one."""
     farm.s3_line.hang()  # so that nothing of this job goes with the bucket
-    job = farm.post()
+    farm.shut_gate()
+    job = farm.post(steps=12)
     farm.wait(lambda: farm.ledger.job(job).counts.rendering > 0)
     with farm.disturbed("the bucket is deleted", job):
         client, bucket = farm.store._client, farm.settings.s3_bucket

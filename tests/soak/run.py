@@ -28,6 +28,9 @@ MAX_ATTEMPTS = 6
 """Strikes until a unit is given up: more than the default. With a fault every few seconds some units are unlucky again
 and again, and one that is given up as it should be could not be told from a mistake."""
 
+_LEASE_S = 3.0
+"""Short, so that much happens in little time; that a machine which looks away costs retries is no mistake here."""
+
 _STUCK_S = 240.0
 """No image for so long, with no fault left, is a farm that stands still."""
 _CHORES_S = 200.0
@@ -76,7 +79,7 @@ def undisturbed(folder: Path, units: int, say) -> dict[str, list[str]]:
     """Render all that can be rendered of a plan on a farm that nobody disturbs; return the images' digests by job."""
     plan = make_plan(units, random.Random(0))  # noqa: S311  the jobs are the same for every seed
     folder.mkdir(parents=True)
-    with faulty_farm(folder, max_undelivered=16) as farm:
+    with faulty_farm(folder, max_undelivered=16, lease_s=_LEASE_S, s3_timeout_s=_LEASE_S) as farm:
         farm.launcher()
         ids = {job.name: farm.post(**job.undisturbed) for job in plan.jobs}
         total = sum(farm.ledger.job(job_id).counts.total for job_id in ids.values())
@@ -156,6 +159,8 @@ def _world(folder: Path, plan: Plan, rng: random.Random):
     folder.mkdir(parents=True)
     with ExitStack() as stack:
         settings = {
+            "lease_s": _LEASE_S,
+            "s3_timeout_s": _LEASE_S,
             "max_attempts": MAX_ATTEMPTS,
             "max_undelivered": 12,
             "webhook_secret": SECRET,
