@@ -253,15 +253,21 @@ def assert_as_alone(studio, play, outcomes):
         assert torch.equal(image, expected), f"{unit}"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_everything_together(studios, family):
+@pytest.mark.parametrize(
+    ("family", "num_plays"),
+    [
+        *((family, 5) for family in FAMILIES),
+        *(pytest.param(family, 30, marks=[pytest.mark.slow, pytest.mark.long]) for family in FAMILIES),
+    ],
+)
+def test_everything_together(studios, family, num_plays):
     """Any units of a family, whatever befalls their neighbours, are diffusers' images."""
     studio = studios(family)
     studio.refusals = []
     rendered = []
 
     @settings(
-        max_examples=10,
+        max_examples=num_plays,
         derandomize=True,
         deadline=None,
         phases=[Phase.generate],
@@ -274,4 +280,4 @@ def test_everything_together(studios, family):
         assert_as_alone(studio, play, outcomes)
 
     check()
-    assert sum(rendered) > 10, "too few were compared to prove anything"
+    assert sum(rendered) > num_plays, "too few were compared to prove anything"

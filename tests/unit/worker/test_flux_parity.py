@@ -72,7 +72,11 @@ def various(units, *, seed=0):
     ]
 
 
-@GUIDANCE
+@pytest.mark.parametrize(
+    ("studio", "true_cfg_scale"),
+    [("dev", 1.0), ("dev", 3.0), ("schnell", 3.0), pytest.param("schnell", 1.0, marks=pytest.mark.long)],
+    indirect=["studio"],
+)
 def test_alone_and_in_mixed_company(studio, true_cfg_scale):
     """Each scheduler's image is diffusers', rendered alone and among all others that join at random steps."""
     guidance = {"true_cfg_scale": true_cfg_scale, "guided": true_cfg_scale > 1}
@@ -118,7 +122,7 @@ def test_schnell_in_one_to_four_steps(schnell):
     schnell.assert_all_same(units, seed=2, max_batch=3)
 
 
-@settings(max_examples=12, deadline=None, print_blob=True)
+@settings(max_examples=settings.default.max_examples // 20, print_blob=True)
 @given(
     units=any_flow_units(guidance_scale=st.sampled_from([0.0, 1.0, 3.5]), true_cfg_scale=st.sampled_from([1.0, 2.5])),
     seed=st.integers(0, 2**32),
@@ -143,7 +147,18 @@ def test_invariant_bytes_do_not_depend_on_company(dev, true_cfg_scale):
     dev.assert_company_is_of_no_account(various(units), max_batch=4)
 
 
-@pytest.mark.parametrize("strength", [0.3, 0.55, 0.7, 1.0])
+@pytest.mark.parametrize(
+    ("studio", "strength"),
+    [
+        ("dev", 0.3),
+        ("schnell", 0.55),
+        ("schnell", 0.7),
+        ("dev", 1.0),
+        *(pytest.param("schnell", strength, marks=pytest.mark.long) for strength in (0.3, 1.0)),
+        *(pytest.param("dev", strength, marks=pytest.mark.long) for strength in (0.55, 0.7)),
+    ],
+    indirect=["studio"],
+)
 def test_image_to_image(studio, strength):
     """From a picture of another size, under as much noise as diffusers gives it, beside text-to-image in one lane."""
     # FluxImg2ImgPipeline counts Heun's calls for steps, and asks for more than there are; SD 3's does not.

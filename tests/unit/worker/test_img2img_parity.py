@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farm.requests import Reproducibility
@@ -79,7 +79,7 @@ def test_a_picture_of_another_size_is_resized_as_diffusers_does(studio):
 
 
 @given(units=any_units(SCHEDULERS, max_size=3), data=st.data())
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@settings(max_examples=settings.default.max_examples // 25, print_blob=True)
 def test_whatever_is_asked_for(studio, units, data):
     """Random units, pictures and strengths, joining in random order, come out as diffusers renders each alone."""
     inputs = []

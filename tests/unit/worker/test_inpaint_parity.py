@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farm.errors import RenderFailed
@@ -138,7 +138,7 @@ def test_a_step_that_failed_is_made_again(studio, monkeypatch):
 
 
 @given(units=any_units(SCHEDULERS, max_size=3), data=st.data())
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@settings(max_examples=settings.default.max_examples // 25, print_blob=True)
 def test_whatever_is_asked_for(studio, units, data):
     """Random units, pictures, masks and strengths come out as diffusers renders each alone."""
     inputs = []

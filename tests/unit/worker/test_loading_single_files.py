@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -27,6 +29,11 @@ from tiny_models import save_tiny_sd15, save_tiny_sd21, save_tiny_sdxl, tiny_row
 from worker.engine import Engine
 from worker.pipelines import loading
 from worker.pipelines.loading import load_pipeline
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from worker.pipelines.base import Pipeline
 
 CPU = torch.device("cpu")
 FLOW = {"scheduler": "flow_euler", "max_sequence_length": 16}
@@ -54,18 +61,34 @@ CASES = {
 }
 
 
+@dataclass
+class Case:
+    """One model as a folder and as a single file whose configs are in that folder: both pipelines, and their parts."""
+
+    folder: tuple[Pipeline, dict[str, object]]
+    file: tuple[Pipeline, dict[str, object]]
+    path: Path
+    scheduler: str
+
+
 @pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory):
-    """Return the rows of one model as a folder and as a single file whose configs are in that folder."""
+    """Return one model, loaded in both ways."""
     save, layout, fields = CASES[request.param]
     models_dir = tmp_path_factory.mktemp(request.param)
     folder = save(models_dir / "folder")
     path = write(layout, folder, models_dir / "model.safetensors")
-    return tiny_row(folder, **fields), tiny_row(path, config="folder", **fields), models_dir
+    row = tiny_row(folder, **fields)
+    return Case(
+        folder=load_with_parts(row, models_dir),
+        file=load_with_parts(tiny_row(path, config="folder", **fields), models_dir),
+        path=path,
+        scheduler="euler" if row.scheduler_group == "diffusion" else "flow_euler",
+    )
 
 
-def parts_of(row, models_dir, monkeypatch):
-    """Return the parts that a family would be given."""
+def load_with_parts(row, models_dir):
+    """Load a model; return it, and the parts that its family was given."""
     kept = {}
     real = loading.family_class(row.family)
 
@@ -74,17 +97,14 @@ def parts_of(row, models_dir, monkeypatch):
             kept.update(loaded.parts)
             super().__init__(loaded)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "family_class", lambda _: Recorder)
-        load_pipeline(row, models_dir=models_dir, device=CPU)
-    return kept
+        return load_pipeline(row, models_dir=models_dir, device=CPU), kept
 
 
-def test_every_tensor_is_the_same(case, monkeypatch):
+def test_every_tensor_is_the_same(case):
     """All parts have the same tensors, of the same types, in the same state, whichever way they came."""
-    folder_row, file_row, models_dir = case
-    expected = parts_of(folder_row, models_dir, monkeypatch)
-    found = parts_of(file_row, models_dir, monkeypatch)
+    (_, expected), (_, found) = case.folder, case.file
     assert found.keys() == expected.keys()
     for name, part in expected.items():
         if not isinstance(part, torch.nn.Module):
@@ -101,13 +121,11 @@ def test_every_tensor_is_the_same(case, monkeypatch):
 
 def test_pixels_are_the_same(case):
     """Both render the same bytes."""
-    folder_row, file_row, models_dir = case
     images = []
-    for row in (folder_row, file_row):
-        engine = Engine(lambda _, row=row: load_pipeline(row, models_dir=models_dir, device=CPU), max_batch=2)
+    for pipeline, _ in (case.folder, case.file):
+        engine = Engine(lambda _, pipeline=pipeline: pipeline, max_batch=2)
         engine.start()
-        unit = tiny_unit(scheduler="euler" if row.scheduler_group == "diffusion" else "flow_euler")
-        images.append(engine.submit(unit).result(timeout=60).pixels)
+        images.append(engine.submit(tiny_unit(scheduler=case.scheduler)).result(timeout=60).pixels)
         engine.stop()
     assert np.array_equal(*images)
     assert images[0].std() > 0
@@ -115,19 +133,18 @@ def test_pixels_are_the_same(case):
 
 def test_hash_is_the_files_own(case):
     """A single file is known by its own sha256, as on civitai."""
-    _, row, models_dir = case
-    pipeline = load_pipeline(row, models_dir=models_dir, device=CPU)
-    assert pipeline.model_hash == hashlib.sha256((models_dir / "model.safetensors").read_bytes()).hexdigest()
+    pipeline, _ = case.file
+    assert pipeline.model_hash == hashlib.sha256(case.path.read_bytes()).hexdigest()
 
 
-def test_flux_dev_with_the_configs_of_schnell(tmp_path, monkeypatch):
+def test_flux_dev_with_the_configs_of_schnell(tmp_path):
     """Whether a Flux takes its guidance as an input is told by the file, not by the config that is lent to it."""
     dev = save_tiny_flux(tmp_path / "dev", guidance_embeds=True)
     save_tiny_flux(tmp_path / "schnell", guidance_embeds=False, seed=1)
     fields = {"family": "flux", "guidance": "embedded", **FLOW}
     path = write(bfl, dev, tmp_path / "model.safetensors")
-    found = parts_of(tiny_row(path, config="schnell", **fields), tmp_path, monkeypatch)["transformer"]
-    expected = parts_of(tiny_row(dev, **fields), tmp_path, monkeypatch)["transformer"].state_dict()
+    found = load_with_parts(tiny_row(path, config="schnell", **fields), tmp_path)[1]["transformer"]
+    expected = load_with_parts(tiny_row(dev, **fields), tmp_path)[1]["transformer"].state_dict()
     assert found.config.guidance_embeds
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.state_dict().items())
     assert found.state_dict().keys() == expected.keys()

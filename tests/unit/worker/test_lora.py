@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 
 import diffusers
 import pytest
@@ -79,6 +80,7 @@ def ours(tiny_folder, folder):
     return open_model(tiny_folder, LoraLibrary(Catalog(), folder, fetch=never))
 
 
+@cache
 def by_diffusers(tiny_folder, folder, unit):
     """Render `unit` with StableDiffusionPipeline and PEFT; float [h, w, 3]."""
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)

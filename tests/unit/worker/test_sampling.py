@@ -366,7 +366,7 @@ def test_own_steps_are_made_in_order():
         own.step(1, latents, latents, generator)
 
 
-@settings(max_examples=10, deadline=None, print_blob=True)
+@settings(max_examples=settings.default.max_examples // 20, print_blob=True)
 @given(data=st.data())
 def test_company_changes_no_bit(data):
     """Runs of any schedulers that join and leave at any time end with the bits they end with alone."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from statistics import fmean
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farm.errors import RenderFailed
 from farm.requests import Reproducibility
 from farm.schedulers import schedulers_of
-from parity import BROWNIAN_WARNING, Studio, any_units, units_of
+from parity import BROWNIAN_WARNING, SOME_SCHEDULERS, Studio, any_units, units_of
 from tiny_models import SIZE_PX, save_tiny_sd15, save_tiny_sd21, tiny_unit
 from worker.pipelines.base import NO_INPUTS
 
@@ -19,7 +19,14 @@ pytestmark = pytest.mark.filterwarnings(BROWNIAN_WARNING)
 
 # How a sampler's steps are spaced is its table's affair (test_sampling.py), and test_sdxl_parity.py takes all spacings.
 SCHEDULERS = [row for row in schedulers_of("diffusion") if row.a1111_schedule == "Automatic"]
-GUIDANCE = pytest.mark.parametrize("guidance_scale", [0.0, 4.0], ids=["unguided", "guided"])
+MIXES = pytest.mark.parametrize(
+    ("guidance_scale", "schedulers"),
+    [
+        pytest.param(0.0, SOME_SCHEDULERS, id="unguided"),
+        pytest.param(4.0, SCHEDULERS, id="guided, all"),
+        pytest.param(0.0, SCHEDULERS, id="unguided, all", marks=pytest.mark.long),
+    ],
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +41,25 @@ def studio21(tmp_path_factory):
     return Studio.load(save_tiny_sd21(tmp_path_factory.mktemp("sd21") / "tiny"))
 
 
-@GUIDANCE
-def test_alone(studio, guidance_scale):
+@pytest.mark.parametrize(
+    ("guidance_scale", "schedulers"),
+    [
+        pytest.param(0.0, SOME_SCHEDULERS, id="unguided"),
+        pytest.param(4.0, SOME_SCHEDULERS, id="guided"),
+        pytest.param(0.0, SCHEDULERS, id="unguided, all", marks=pytest.mark.long),
+        pytest.param(4.0, SCHEDULERS, id="guided, all", marks=pytest.mark.long),
+    ],
+)
+def test_alone(studio, guidance_scale, schedulers):
     """Each sampler's image, rendered alone, is diffusers'."""
-    for unit in units_of(SCHEDULERS, seed=1, guidance_scale=guidance_scale):
+    for unit in units_of(schedulers, seed=1, guidance_scale=guidance_scale):
         studio.assert_all_same([unit], seed=0, max_batch=1)
 
 
-@GUIDANCE
-def test_in_mixed_company(studio, guidance_scale):
-    """Units of all samplers in one lane, joining at random steps, come out as diffusers renders each alone."""
-    units = units_of(SCHEDULERS, seed=1, guidance_scale=guidance_scale)
+@MIXES
+def test_in_mixed_company(studio, guidance_scale, schedulers):
+    """Units of many samplers in one lane, joining at random steps, come out as diffusers renders each alone."""
+    units = units_of(schedulers, seed=1, guidance_scale=guidance_scale)
     images = studio.assert_all_same(units, seed=3, max_batch=5)
     assert fmean(rendered.timings.mean_batch for rendered in images) > 2
 
@@ -66,17 +81,17 @@ def test_sizes_and_guidance_side_by_side(studio):
     studio.assert_all_same(units, seed=4, max_batch=3)
 
 
-@settings(max_examples=10, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=settings.default.max_examples // 20, print_blob=True)
 @given(units=any_units(SCHEDULERS), seed=st.integers(0, 2**32), max_batch=st.integers(1, 4))
 def test_any_company(studio, units, seed, max_batch):
     """Whatever units come in whatever order at whatever step, each image is diffusers' image of that unit."""
     studio.assert_all_same(units, seed=seed, max_batch=max_batch)
 
 
-@GUIDANCE
-def test_sd21_in_mixed_company(studio21, guidance_scale):
+@MIXES
+def test_sd21_in_mixed_company(studio21, guidance_scale, schedulers):
     """A model that predicts velocity, hides its padding and has an OpenCLIP encoder comes out as diffusers has it."""
-    studio21.assert_all_same(units_of(SCHEDULERS, seed=5, guidance_scale=guidance_scale), seed=6, max_batch=5)
+    studio21.assert_all_same(units_of(schedulers, seed=5, guidance_scale=guidance_scale), seed=6, max_batch=5)
 
 
 def test_sd21_invariant_bytes_do_not_depend_on_company(studio21):

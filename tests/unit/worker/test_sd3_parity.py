@@ -71,7 +71,11 @@ def various(units, *, seed=0):
     ]
 
 
-@GUIDANCE
+@pytest.mark.parametrize(
+    ("studio", "guidance_scale"),
+    [("static", 1.0), ("static", 4.0), ("dynamic", 4.0), pytest.param("dynamic", 1.0, marks=pytest.mark.long)],
+    indirect=["studio"],
+)
 def test_alone_and_in_mixed_company(studio, guidance_scale):
     """Each scheduler's image is diffusers', rendered alone and among all others that join at random steps."""
     units = various(units_of(SCHEDULERS, seed=1, guidance_scale=guidance_scale))
@@ -100,7 +104,7 @@ def test_sizes_and_guidance_side_by_side(studio):
     studio.assert_all_same(units, seed=4, max_batch=2)
 
 
-@settings(max_examples=12, deadline=None, print_blob=True)
+@settings(max_examples=settings.default.max_examples // 20, print_blob=True)
 @given(
     units=any_flow_units(guidance_scale=st.sampled_from([0.0, 1.0, 3.5, 7.0]), clip_skip=st.integers(0, 1)),
     seed=st.integers(0, 2**32),
@@ -118,7 +122,18 @@ def test_invariant_bytes_do_not_depend_on_company(static, guidance_scale):
     static.assert_company_is_of_no_account(various(units), max_batch=4)
 
 
-@pytest.mark.parametrize("strength", [0.3, 0.55, 0.7, 1.0])
+@pytest.mark.parametrize(
+    ("studio", "strength"),
+    [
+        ("static", 0.3),
+        ("dynamic", 0.55),
+        ("dynamic", 0.7),
+        ("static", 1.0),
+        *(pytest.param("dynamic", strength, marks=pytest.mark.long) for strength in (0.3, 1.0)),
+        *(pytest.param("static", strength, marks=pytest.mark.long) for strength in (0.55, 0.7)),
+    ],
+    indirect=["studio"],
+)
 def test_image_to_image(studio, strength):
     """From a picture of another size, under as much noise as diffusers gives it, beside text-to-image in one lane."""
     units = units_of(SCHEDULERS, seed=6, strength=strength, image="a.png", num_inference_steps=5)

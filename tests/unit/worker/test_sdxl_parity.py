@@ -7,13 +7,13 @@ from statistics import fmean
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farm.errors import ModelBroken, RenderFailed
 from farm.requests import Reproducibility
 from farm.schedulers import schedulers_of
-from parity import BROWNIAN_WARNING, MAX_DIFFERENCE, Studio, any_units, units_of
+from parity import BROWNIAN_WARNING, MAX_DIFFERENCE, SOME_SCHEDULERS, Studio, any_units, units_of
 from tiny_models import SIZE_PX, save_tiny_sdxl, tiny_row, tiny_unit
 from worker.pipelines.base import NO_INPUTS
 from worker.pipelines.latent import Loaded
@@ -23,7 +23,6 @@ from worker.pipelines.sdxl import SdxlPipeline
 pytestmark = pytest.mark.filterwarnings(BROWNIAN_WARNING)
 
 SCHEDULERS = schedulers_of("diffusion")
-GUIDANCE = pytest.mark.parametrize("guidance_scale", [0.0, 4.0], ids=["unguided", "guided"])
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +31,32 @@ def studio(tmp_path_factory):
     return Studio.load(save_tiny_sdxl(tmp_path_factory.mktemp("sdxl") / "tiny"), family="sdxl")
 
 
-@GUIDANCE
-def test_alone(studio, guidance_scale):
+@pytest.mark.parametrize(
+    ("guidance_scale", "schedulers"),
+    [
+        pytest.param(0.0, SOME_SCHEDULERS, id="unguided"),
+        pytest.param(4.0, SOME_SCHEDULERS, id="guided"),
+        pytest.param(0.0, SCHEDULERS, id="unguided, all", marks=pytest.mark.long),
+        pytest.param(4.0, SCHEDULERS, id="guided, all", marks=pytest.mark.long),
+    ],
+)
+def test_alone(studio, guidance_scale, schedulers):
     """Each scheduler's image, rendered alone, is diffusers'."""
-    for unit in units_of(SCHEDULERS, seed=1, guidance_scale=guidance_scale):
+    for unit in units_of(schedulers, seed=1, guidance_scale=guidance_scale):
         studio.assert_all_same([unit], seed=0, max_batch=1)
 
 
-@GUIDANCE
-def test_in_mixed_company(studio, guidance_scale):
-    """Units of all schedulers in one lane, joining at random steps, come out as diffusers renders each alone."""
-    units = units_of(SCHEDULERS, seed=1, guidance_scale=guidance_scale)
+@pytest.mark.parametrize(
+    ("guidance_scale", "schedulers"),
+    [
+        pytest.param(0.0, SOME_SCHEDULERS, id="unguided"),
+        pytest.param(4.0, SCHEDULERS, id="guided, all"),
+        pytest.param(0.0, SCHEDULERS, id="unguided, all", marks=pytest.mark.long),
+    ],
+)
+def test_in_mixed_company(studio, guidance_scale, schedulers):
+    """Units of many schedulers in one lane, joining at random steps, come out as diffusers renders each alone."""
+    units = units_of(schedulers, seed=1, guidance_scale=guidance_scale)
     images = studio.assert_all_same(units, seed=3, max_batch=6)
     assert fmean(rendered.timings.mean_batch for rendered in images) > 2
 
@@ -58,7 +72,7 @@ def test_sizes_and_guidance_side_by_side(studio):
     studio.assert_all_same(units, seed=4, max_batch=3)
 
 
-@settings(max_examples=15, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=settings.default.max_examples // 20, print_blob=True)
 @given(units=any_units(SCHEDULERS), seed=st.integers(0, 2**32), max_batch=st.integers(1, 4))
 def test_any_company(studio, units, seed, max_batch):
     """Whatever units come in whatever order at whatever step, each image is diffusers' image of that unit."""

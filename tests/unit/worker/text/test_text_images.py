@@ -91,6 +91,8 @@ def test_in_mixed_company(folder, guidance_scale):
     reference.set_progress_bar_config(disable=True)
     reference.scheduler = diffusers.EulerDiscreteScheduler.from_config(reference.scheduler.config)
     units = units_of_all_prompts(guidance_scale=guidance_scale)
+    if guidance_scale == 0.0:
+        units = units[:: len(PROMPTS) + 1]  # each prompt once: the negative ones are not read
     pipeline = load_pipeline(tiny_row(folder), models_dir=folder, device=torch.device("cpu"))
     for unit, rendered in zip(units, render(pipeline, units, max_batch=5), strict=True):
         assert rendered.warnings == ()
@@ -102,10 +104,10 @@ def test_in_mixed_company(folder, guidance_scale):
 
 def test_invariant_pictures_do_not_depend_on_the_length_of_others(folder):
     """At one fixed shape the bytes are the same alone and among prompts of other lengths."""
-    units = units_of_all_prompts(guidance_scale=4.0, reproducibility=Reproducibility.INVARIANT)
+    units = units_of_all_prompts(guidance_scale=4.0, reproducibility=Reproducibility.INVARIANT)[::3]
     pipeline = load_pipeline(tiny_row(folder), models_dir=folder, device=torch.device("cpu"))
     together = render(pipeline, units, max_batch=4)
-    for unit, rendered in list(zip(units, together, strict=True))[::5]:
+    for unit, rendered in list(zip(units, together, strict=True))[::2]:
         (alone,) = render(pipeline, [unit], max_batch=4)
         assert rendered.pixels.tobytes() == alone.pixels.tobytes()
 
