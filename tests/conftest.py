@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import os
@@ -24,6 +25,23 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 settings.register_profile("farm", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.register_profile("fuzz", parent=settings.get_profile("farm"), derandomize=False)
 settings.load_profile("farm")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Leave what the imports of all tests make out of every garbage collection: a million objects that stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
+
+
+def pytest_unconfigure():
+    """Leave out what the tests made as well, or the end of Python takes seconds."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
