@@ -62,7 +62,7 @@ class Studio:
         self.config: dict[str, Any] = dict(reference.scheduler.config)
         self.ours = ours
         self._images: dict[bytes, torch.Tensor] = {}
-        self._schedulers: dict[tuple[str, int], Any] = {}
+        self._schedulers: dict[str, Any] = {}
         self._references: dict[tuple[Unit, bytes], torch.Tensor] = {}
         self.ours.decode = self._decode  # type: ignore[method-assign]
 
@@ -99,12 +99,13 @@ class Studio:
 
     def scheduler_for(self, unit: Unit, _generator: torch.Generator) -> Any:
         """Return the scheduler that the pipeline is given; the generator is the one that the image is drawn from."""
-        key = (unit.scheduler, unit.seed)
-        if key not in self._schedulers:  # some take a second to make
-            row = find_scheduler(unit.scheduler)
-            config = {**self.config, **row.config, "noise_sampler_seed": unit.seed}
-            self._schedulers[key] = getattr(diffusers, row.diffusers_class).from_config(config)
-        return copy.deepcopy(self._schedulers[key])
+        row = find_scheduler(unit.scheduler)
+        if row.name not in self._schedulers:  # some take a second to make
+            config = {**self.config, **row.config}
+            self._schedulers[row.name] = getattr(diffusers, row.diffusers_class).from_config(config)
+        scheduler = copy.deepcopy(self._schedulers[row.name])
+        scheduler.noise_sampler_seed = unit.seed  # as if from its config; only DPM++ SDE reads it
+        return scheduler
 
     def by_diffusers(self, unit: Unit, inputs: Inputs = NO_INPUTS) -> torch.Tensor:
         """Render `unit` with diffusers' pipeline, once; float [h, w, 3]."""

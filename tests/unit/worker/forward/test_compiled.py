@@ -28,7 +28,7 @@ class Small(torch.nn.Module):
         super().__init__()
         self.layer = torch.nn.Linear(8, 4).requires_grad_(requires_grad=False)
 
-    def forward(self, sample, return_dict=True):
+    def forward(self, sample, *, return_dict=True):
         """Return the output as diffusers' modules do without `return_dict`."""
         assert not return_dict
         return (self.layer(sample),)
