@@ -9,17 +9,20 @@ import json
 import sys
 import time
 
+from worker.lasting import coming_to_stay
+
 
 def main(arguments: list[str]) -> None:
     """Import, load and render as a worker does, and tell the times."""
     model, steps = arguments[0], int(arguments[1])
     # Imports are a part of the way.
-    from farm.catalog import load_catalog  # noqa: PLC0415
-    from farm.settings import Settings  # noqa: PLC0415
-    from worker.bench.driving import Driver  # noqa: PLC0415
-    from worker.bench.units import native_unit  # noqa: PLC0415
-    from worker.gpu import choose_device  # noqa: PLC0415
-    from worker.models import WorkerModels  # noqa: PLC0415
+    with coming_to_stay():
+        from farm.catalog import load_catalog  # noqa: PLC0415
+        from farm.settings import Settings  # noqa: PLC0415
+        from worker.bench.driving import Driver  # noqa: PLC0415
+        from worker.bench.units import native_unit  # noqa: PLC0415
+        from worker.gpu import choose_device  # noqa: PLC0415
+        from worker.models import WorkerModels  # noqa: PLC0415
 
     settings = Settings()
     at = {"imported": time.time()}
