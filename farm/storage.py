@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any, Final, Literal, NamedTuple
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
@@ -327,9 +329,18 @@ def _parts(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield bytes(buffer)
 
 
+@cache
+def _descriptions() -> Any:
+    """Return what reads botocore's descriptions of services: a megabyte of JSON for S3, once for all clients."""
+    return botocore.session.Session().get_component("data_loader")
+
+
 def _client(settings: Settings, endpoint: str | None) -> Any:
     # A session of our own: boto3's default one is not safe to use from several threads.
+    own = botocore.session.Session()
+    own.register_component("data_loader", _descriptions())
     session = boto3.session.Session(
+        botocore_session=own,
         aws_access_key_id=settings.s3_access_key,
         aws_secret_access_key=settings.s3_secret_key,
         region_name=settings.s3_region,

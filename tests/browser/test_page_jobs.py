@@ -6,9 +6,11 @@ import zipfile
 import pytest
 from playwright.sync_api import expect
 
+from odd_worker import GATED
+
 pytestmark = pytest.mark.slow
 
-HOSTILE = 'a red heart <img src=x onerror="alert(1)"><script>alert(2)</script>'
+HOSTILE = f'a red heart {GATED} <img src=x onerror="alert(1)"><script>alert(2)</script>'
 STORED = '.cell[data-state="stored"] img.is-there'
 
 
@@ -25,12 +27,13 @@ def test_a_job_is_sent_and_watched_until_its_pictures_are_there(visit, farm):
     page.locator("#field-model").select_option("scenes")
     fill(page, prompts=f"{HOSTILE}\na blue boat by the sea", num_images_per_prompt=3, seed=7, num_inference_steps=8)
     expect(page.locator(".summary")).to_have_text("2 prompts × 3 = 6 images")
-    page.keyboard.press("Control+Enter")
-    page.wait_for_url(re.compile(r"#/jobs/job_\w{20}$"))
-    heading = page.get_by_role("heading", level=1)
-    expect(heading).to_have_text(HOSTILE)
-    expect(page.locator(".cell")).to_have_count(6)
-    expect(page).to_have_title(re.compile(r"^\d+ % a red heart"))
+    with farm.shut_gate():
+        page.keyboard.press("Control+Enter")
+        page.wait_for_url(re.compile(r"#/jobs/job_\w{20}$"))
+        heading = page.get_by_role("heading", level=1)
+        expect(heading).to_have_text(HOSTILE)
+        expect(page.locator(".cell")).to_have_count(6)
+        expect(page).to_have_title(re.compile(r"^\d+ % a red heart"))
     expect(page.locator(STORED)).to_have_count(6)
     expect(page.locator(".crumb .mark")).to_have_text("done")
     expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuetext", "6 of 6 images")
@@ -51,13 +54,13 @@ def test_a_job_is_sent_and_watched_until_its_pictures_are_there(visit, farm):
 
 def test_pictures_are_seen_before_they_are_done(visit, farm):
     """While an image is in its seat the sheet shows how far it is and what of it is there."""
-    job = farm.post(model="scenes", prompts=["a green tree at sunset"], num_inference_steps=200, width=256, height=256)
+    job = farm.post(model="scenes", prompts=["a green tree at sunset"], num_inference_steps=1000, width=256, height=256)
     page = visit.open(f"#/jobs/{job}")
     rendering = page.locator('.cell[data-state="rendering"]')
     expect(rendering.locator("img.is-there")).to_have_attribute("src", re.compile("^data:image/jpeg;base64,"))
     expect(rendering.locator(".step")).to_be_visible()
     page.goto(f"{visit.url}/#/jobs/{job}/0")
-    expect(page.locator(".stage-word")).to_have_text(re.compile(r"^step \d+ of 200$"))
+    expect(page.locator(".stage-word")).to_have_text(re.compile(r"^step \d+ of 1000$"))
     page.locator(".recipe").get_by_role("button", name="Cancel").click()
     expect(page.locator(".stage-word")).to_have_text("cancelled")
     assert farm.wait(job)["state"] == "cancelled"
@@ -120,7 +123,8 @@ def test_again_with_other_parameters(visit, farm, pictures):
 
 def test_a_job_is_paused_resumed_and_cancelled(visit, farm):
     """Each button is there when it applies, and does what it says; what cannot be undone is asked for twice."""
-    job = farm.post(model="scenes", prompts=["a huge yellow house"], num_images_per_prompt=400, num_inference_steps=50)
+    prompts = ["a huge yellow house"]
+    job = farm.post(model="scenes", prompts=prompts, num_images_per_prompt=400, num_inference_steps=1000)
     page = visit.open(f"#/jobs/{job}")
     button = {name: page.get_by_role("button", name=name) for name in ("Pause", "Resume", "Retry failed", "Cancel")}
     button["Pause"].click()
@@ -131,7 +135,8 @@ def test_a_job_is_paused_resumed_and_cancelled(visit, farm):
     expect(button["Pause"]).to_be_visible()
     button["Cancel"].click()
     assert farm.job(job)["state"] != "cancelled"
-    button["Cancel"].click()
+    # The second press counts within seconds: with the first one, should those have gone by.
+    button["Cancel"].evaluate("each => { if (!each.matches('.is-armed')) each.click(); each.click(); }")
     expect(page.locator(".crumb .mark")).to_have_text("cancelled")
     for each in button.values():
         expect(each).not_to_be_visible()
@@ -151,7 +156,7 @@ def test_failed_images_tell_why_and_are_tried_again(visit, farm):
     with page.expect_response(lambda answer: answer.url.endswith("/retry")):
         page.get_by_role("button", name="Retry failed").click()
     expect(page.locator(".crumb .mark")).to_have_text("failed")
-    farm._await(lambda: farm.images(job)[0]["attempts"] > attempts, "another attempt")
+    farm.wait_until(lambda: farm.images(job)[0]["attempts"] > attempts, "another attempt")
     farm.wait(job)
 
 
@@ -183,7 +188,11 @@ def test_a_hundred_thousand_images_cost_as_much_as_those_in_sight(visit, farm):
 
 def test_a_batch_is_looked_at_before_it_is_sent(visit, farm):
     """Preview tells what templates stand for and how much it is, and sends nothing."""
-    before = farm.ask("GET", "/v1/jobs?limit=1")["data"]
+
+    def newest():
+        return [job["id"] for job in farm.ask("GET", "/v1/jobs?limit=1")["data"]]
+
+    before = newest()
     page = visit.open("#/new")
     page.locator("#field-model").select_option("scenes")
     fill(page, prompts="a {red|blue} {star|circle}\na yellow house", num_images_per_prompt=2, seed=5)
@@ -193,7 +202,7 @@ def test_a_batch_is_looked_at_before_it_is_sent(visit, farm):
     expect(told.locator("li")).to_have_count(5)
     expect(told.locator("p").first).to_have_text(re.compile("^10 images · of 5 prompts"))
     expect(told.locator("li").nth(3)).to_have_text("a blue circle seed 5")
-    assert farm.ask("GET", "/v1/jobs?limit=1")["data"] == before
+    assert newest() == before
 
 
 def test_all_images_of_a_job_are_saved_at_once(visit, pictures):

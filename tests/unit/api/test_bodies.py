@@ -62,7 +62,7 @@ def test_what_is_echoed_is_short_and_valid_json(value):
     assert len(told.encode()) < 2_000
 
 
-@pytest.mark.parametrize("value", ["x" * 10**6, list(range(10**5)), {str(n): n for n in range(10**5)}, 10**4000, 1e400])
+@pytest.mark.parametrize("value", ["x" * 10**6, list(range(10**4)), {str(n): n for n in range(10**4)}, 10**4000, 1e400])
 def test_large_values_are_echoed_in_short(value):
     """Nobody gets a megabyte back."""
     assert len(json.dumps(echo(value), allow_nan=False)) < 200
@@ -83,19 +83,19 @@ def test_a_form_of_a_prompt_is_told_apart_from_the_other():
 @pytest.mark.parametrize(
     "document",
     [
-        {"model": "scenes", "prompts": ["a"], **{f"x{n}": n for n in range(100_000)}},
-        {"model": "scenes", "prompts": ["a"], "labels": {f"x{n}": n for n in range(100_000)}},
-        {"model": "scenes", "prompts": [{"prompt": "a", **{f"x{n}": n for n in range(100_000)}}]},
-        {"model": "scenes", "prompts": [{"prompt": "a", "loras": [{f"x{n}": n for n in range(100_000)}]}]},
-        {"model": "scenes", "prompts": [{"prompt": "a", "loras": [0] * 100_000}]},
-        {"model": "scenes", "prompts": ["a"], "matrix": {"loras": [[{f"x{n}": n for n in range(100_000)}]]}},
-        {"model": "scenes", "prompts": ["a"], "controlnets": [{}] * 100_000},
-        {"model": "scenes", "prompts": ["a"], "hires": {f"x{n}": n for n in range(100_000)}},
-        {"model": "scenes", "prompts": [0] * 100_000},
+        {"model": "scenes", "prompts": ["a"], **{f"x{n}": n for n in range(20_000)}},
+        {"model": "scenes", "prompts": ["a"], "labels": {f"x{n}": n for n in range(20_000)}},
+        {"model": "scenes", "prompts": [{"prompt": "a", **{f"x{n}": n for n in range(20_000)}}]},
+        {"model": "scenes", "prompts": [{"prompt": "a", "loras": [{f"x{n}": n for n in range(20_000)}]}]},
+        {"model": "scenes", "prompts": [{"prompt": "a", "loras": [0] * 20_000}]},
+        {"model": "scenes", "prompts": ["a"], "matrix": {"loras": [[{f"x{n}": n for n in range(20_000)}]]}},
+        {"model": "scenes", "prompts": ["a"], "controlnets": [{}] * 20_000},
+        {"model": "scenes", "prompts": ["a"], "hires": {f"x{n}": n for n in range(20_000)}},
+        {"model": "scenes", "prompts": [0] * 20_000},
     ],
 )
 def test_a_document_too_broad_to_be_explained_is_refused_whole(document):
-    """A hundred thousand errors are not collected to show twenty."""
+    """Twenty thousand errors are not collected to show twenty."""
     with pytest.raises((HttpProblem, Refused)) as raised:
         parse_job_spec(json.dumps(document).encode(), max_prompts=10_000)
     assert len(getattr(raised.value, "errors", ["one"])) == 1
@@ -106,7 +106,7 @@ def test_a_document_too_broad_to_be_explained_is_refused_whole(document):
     [
         b"[" + b"[]," * 300_000 + b"[]]",
         b'{"model": "scenes", "prompts": [' + b"{}," * 300_000 + b"{}]}",
-        b"{" + b",".join(b'"%d": 1' % n for n in range(600_000)) + b"}",
+        b"{" + b'"a": 1,' * 600_000 + b'"a": 1}',
         b'{"model": "scenes", "prompts": ["a"], "seed": [' + b"1," * 600_000 + b"1]}",
     ],
 )

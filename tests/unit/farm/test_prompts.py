@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from farm.errors import Refused
 from farm.prompts import LORA_NAME, Lora, extract_loras
 
-NAMES = st.from_regex(LORA_NAME, fullmatch=True).map(str.strip).filter(LORA_NAME.fullmatch)
+LETTERS = "aZ_9é漢"
+PARTS = st.tuples(st.text(LETTERS, min_size=1, max_size=3), st.text(f"{LETTERS} .+-", max_size=5)).map("".join)
+NAMES = st.lists(PARTS, min_size=1, max_size=3).map("/".join).map(str.strip).filter(LORA_NAME.fullmatch)
 WEIGHTS = st.integers(-999, 999).map(lambda hundredths: hundredths / 100)
 WORDS = st.text("abc ,.:()[]<>\n", max_size=12).filter(lambda text: "<" not in text)
 

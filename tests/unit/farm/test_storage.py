@@ -23,12 +23,19 @@ from farm.storage import NoSuchObject, Store, object_key, upload_key, uploader_o
 PATIENCE_S = 60
 
 
-@pytest.fixture
-def store(s3):
-    """Return a store with a bucket of its own."""
-    store = Store.connect(Settings(**s3))
+@pytest.fixture(scope="module")
+def bucket(seaweed_server):
+    """Return a store with a bucket, for this file's tests, one after the other."""
+    store = Store.connect(seaweed_server.settings(s3_bucket="farm-test-storage"))
     store.ensure_bucket()
     return store
+
+
+@pytest.fixture
+def store(bucket):
+    """Return a store whose bucket is empty."""
+    yield bucket
+    bucket.delete_many(list(bucket.list()))
 
 
 def test_key_follows_from_job_and_index_alone():
@@ -137,13 +144,12 @@ def test_presigned_url_has_the_public_host(s3, seaweed_server):
 
 def test_many_may_create_the_bucket_at_once(s3):
     """Workers and API all ensure the bucket at their start."""
-    stores = [Store.connect(Settings(**s3)) for _ in range(8)]
+    store = Store.connect(Settings(**s3))
     with pytest.raises(StorageDown, match="bucket"):
-        stores[0].ready()
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(Store.ensure_bucket, stores))
-    for store in stores:
         store.ready()
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(Store.ensure_bucket, [store] * 8))
+    store.ready()
 
 
 def test_a_put_creates_the_bucket_when_it_is_missing(s3):

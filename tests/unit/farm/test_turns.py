@@ -306,16 +306,16 @@ def bound(weights, gpu_s=4500.0):
 
 def test_one_worker_goes_round():
     """Three models on one worker: equal turns, every wait as long as was promised, and no turn more than that takes."""
-    farm = Farm(everywhere(EVEN), EVEN, FREE_LOADS_S, 1).run()
+    farm = Farm(everywhere(EVEN, 600.0), EVEN, FREE_LOADS_S, 1).run()
     assert farm.lateness < 1.1
-    turns = [after - before for (before, *_), (after, *_) in pairwise(farm.moves[:100])]
+    turns = [after - before for (before, *_), (after, *_) in pairwise(farm.moves[:40])]
     assert all(25 <= turn <= 35 for turn in turns)
     assert {name for _, _, name in farm.moves[:3]} == {"a", "b", "c"}
 
 
 def test_loads_take_a_quarter_of_the_time_at_most():
     """Loads of 57 s in all do not fit into waits of 60 s: the promise is longer, and it is kept."""
-    farm = Farm(everywhere(EVEN), EVEN, LOADS_S, 1).run(4000)
+    farm = Farm(everywhere(EVEN), EVEN, LOADS_S, 1).run(2500)
     assert sum(LOADS_S[name] for _, _, name in farm.moves) < 0.26 * farm.now
     assert farm.lateness < 1.1
     assert max(waited for _, waited, _ in farm.waits) < 210
@@ -372,7 +372,7 @@ def test_workers_that_can_do_only_some_models():
     loads=st.fixed_dictionaries({name: st.sampled_from([0.0, 2.0, 10.0, 40.0]) for name in "abc"}),
     weights=st.fixed_dictionaries({tenant: st.sampled_from([1.0, 2.0, 4.0]) for tenant in "xyz"}),
     work=st.fixed_dictionaries(
-        {n: st.fixed_dictionaries({}, optional={t: st.floats(1.0, 400.0) for t in "xyz"}) for n in "abc"}
+        {n: st.fixed_dictionaries({}, optional={t: st.floats(1.0, 250.0) for t in "xyz"}) for n in "abc"}
     ),
 )
 def test_everything_is_done_and_nobody_thrashes(workers, loads, weights, work):

@@ -116,11 +116,17 @@ def test_origins_are_compared_as_browsers_send_them():
 # -- what answers carry
 
 
+@pytest.fixture(scope="module")
+def apis():
+    """Return clients of an API that is open, and of one that asks for keys; neither has a server behind it."""
+    return {auth: offline_api(auth=auth) for auth in ("open", "keys")}
+
+
 @pytest.mark.parametrize("path", ["/healthz", "/nowhere", "/openapi.json", "/", "/v1/jobs", "/sdapi/v1/options"])
 @pytest.mark.parametrize("auth", ["open", "keys"])
-def test_every_answer_tells_browsers_what_they_must_not_do(auth, path):
+def test_every_answer_tells_browsers_what_they_must_not_do(apis, auth, path):
     """No sniffing, no frames, no referrer, nobody else's scripts; errors too."""
-    headers = offline_api(auth=auth).get(path).headers
+    headers = apis[auth].get(path).headers
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["x-frame-options"] == "DENY"
     assert headers["referrer-policy"] == "no-referrer"
@@ -132,17 +138,17 @@ def test_every_answer_tells_browsers_what_they_must_not_do(auth, path):
     assert "access-control-allow-origin" not in headers
 
 
-def test_the_page_loads_nothing_but_its_own_files_and_the_stores_images():
+def test_the_page_loads_nothing_but_its_own_files_and_the_stores_images(apis):
     """Its policy names this origin, and the host of signed URLs for images alone."""
-    policy = offline_api(auth="keys").get("/").headers["content-security-policy"]
+    policy = apis["keys"].get("/").headers["content-security-policy"]
     foreign = {part for part in policy.split("; ") if "http" in part}
     assert foreign == {"img-src 'self' data: blob: http://images.example:8333"}
     assert "script-src 'self';" in policy
 
 
-def test_no_other_origin_is_let_in_by_default():
+def test_no_other_origin_is_let_in_by_default(apis):
     """Without FARM_CORS_ORIGINS a browser's question is answered like any request: by nothing that it needs."""
-    client = offline_api()
+    client = apis["open"]
     asked = {"Origin": "https://studio.example", "Access-Control-Request-Method": "POST"}
     headers = client.options("/healthz", headers=asked).headers
     assert not {name for name in headers if name.startswith("access-control")}
