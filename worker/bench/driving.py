@@ -47,15 +47,19 @@ class Driver:
         with self._news:
             return list(self._finished)
 
-    def submit(self, units: Sequence[Unit]) -> list[Future[Rendered]]:
-        """Queue `units`, all at once: one that had begun alone would be a step ahead of the others to the end."""
+    def submit(self, units: Sequence[Unit], on_image: Callable[[], None] = lambda: None) -> list[Future[Rendered]]:
+        """Queue `units`, all at once: one that had begun alone would be a step ahead of the others to the end.
+
+        `on_image` is called after each of them by the engine's thread, which waits for it: what is seen there is how
+        things stood just then, however long other threads stand still.
+        """
         with self._news:
             self._finished.clear()
         futures = []
         with self.engine.together():
             for unit in units:
                 future = self.engine.submit(unit)
-                future.add_done_callback(partial(self._note, unit))
+                future.add_done_callback(partial(self._note, unit, on_image))
                 futures.append(future)
         return futures
 
@@ -66,23 +70,23 @@ class Driver:
     def wait(self, futures: Sequence[Future[Rendered]]) -> list[Rendered]:
         """Return what came of each; raises the error of the first that failed."""
         results = [future.result(_LIMIT_S) for future in futures]
-        self.wait_for(lambda: all(future in self._ended_at for future in futures))
-        return results
-
-    def wait_for(self, is_so: Callable[[], bool]) -> None:
-        """Wait until `is_so`, asking after every image. Raises TimeoutError."""
-        with self._news:
-            if not self._news.wait_for(is_so, _LIMIT_S):
+        with self._news:  # the engine's thread notes it a moment later
+            if not self._news.wait_for(lambda: all(future in self._ended_at for future in futures), _LIMIT_S):
                 raise TimeoutError(f"no end within {_LIMIT_S:.0f} s")
+        return results
 
     def ended_at(self, futures: Sequence[Future[Rendered]]) -> float:
         """Return when the last of them was out."""
         return max(self._ended_at[future] for future in futures)
 
-    def _note(self, unit: Unit, future: Future[Rendered]) -> None:
+    def _note(self, unit: Unit, on_image: Callable[[], None], future: Future[Rendered]) -> None:
         """Write down the time; called by the engine's thread."""
         now = self.clock()
         with self._news:
-            self._ended_at[future] = now
             self._finished.append(unit)
-            self._news.notify_all()
+        try:
+            on_image()
+        finally:
+            with self._news:
+                self._ended_at[future] = now
+                self._news.notify_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from functools import cache
 
@@ -39,9 +40,7 @@ def never(source):
 @pytest.fixture(scope="module")
 def reference(tiny_folder):
     """Open the tiny model with diffusers."""
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return copy.deepcopy(opened(tiny_folder))
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +54,17 @@ def folder(tmp_path_factory, reference):
     return folder
 
 
+@cache
+def opened(tiny_folder):
+    """Open the tiny model with diffusers, to copy from."""
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def open_model(tiny_folder, library):
     """Open the tiny model as ours, with LoRAs."""
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
+    pipeline = copy.deepcopy(opened(tiny_folder))
     pipeline.unet.requires_grad_(requires_grad=False)
     pipeline.text_encoder.requires_grad_(requires_grad=False)
     return Sd15Pipeline(
@@ -83,8 +90,7 @@ def ours(tiny_folder, folder):
 @cache
 def by_diffusers(tiny_folder, folder, unit):
     """Render `unit` with StableDiffusionPipeline and PEFT; float [h, w, 3]."""
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = copy.deepcopy(opened(tiny_folder))
     row = find_scheduler(unit.scheduler)
     pipeline.scheduler = getattr(diffusers, row.diffusers_class).from_config(
         {**pipeline.scheduler.config, **row.config}
@@ -326,7 +332,7 @@ def test_weights_in_eight_bits_keep_theirs_and_are_helped_beside(ours, tiny_fold
     assert ours._unet.conv_in.weight.dtype == wide._unet.conv_out.weight.to(eight).dtype
     units = [tiny_unit(loras=loras) for loras in ((), (SKETCH,), (Lora("sketch_double", 0.5), SKETCH), ())]
     save_peft_lora(
-        diffusers.StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None),
+        copy.deepcopy(opened(tiny_folder)),
         folder / "sketch_double.safetensors",
         seed=8,
         with_text=False,

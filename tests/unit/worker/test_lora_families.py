@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import diffusers
@@ -27,16 +28,16 @@ pytestmark = [
 
 
 class LoraStudio(Studio):
-    """One model by diffusers with PEFT, opened anew for each set of LoRAs, and by us with the same files."""
+    """One model by diffusers with PEFT, fresh for each set of LoRAs, and by us with the same files."""
 
     def __init__(self, folder, family, **row_fields):
-        self.folder = folder
         self.loras = folder / "loras"
         self.loras.mkdir()
         library = LoraLibrary(Catalog(), self.loras, fetch=None)
         row = tiny_row(folder, family=family, **row_fields)
         ours = load_pipeline(row, models_dir=folder, device=torch.device("cpu"), loras=library)
         super().__init__(ours, diffusers.DiffusionPipeline.from_pretrained(folder))
+        self.untouched = copy.deepcopy(self.reference)
 
     def arguments_for(self, unit, inputs):
         arguments = dict(super().arguments_for(unit, inputs))
@@ -47,8 +48,7 @@ class LoraStudio(Studio):
         return arguments
 
     def pipeline_for(self, unit, _inputs):
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(self.folder)
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = copy.deepcopy(self.untouched)
         for lora in unit.loras:
             pipeline.load_lora_weights(str(self.loras), weight_name=f"{lora.name}.safetensors", adapter_name=lora.name)
         if unit.loras:

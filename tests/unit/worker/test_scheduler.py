@@ -75,7 +75,7 @@ travellers = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None, print_blob=True)
+@settings(print_blob=True)
 @given(
     arrivals=st.lists(st.lists(travellers, max_size=3), min_size=1, max_size=25),
     max_batch=st.integers(1, 4),
@@ -104,7 +104,7 @@ def test_nobody_starves(arrivals, max_batch, patience):
         assert traveller.finished_at - came_at <= num_models * work + (num_models - 1) * patience
 
 
-@settings(max_examples=50, deadline=None, print_blob=True)
+@settings(max_examples=settings.default.max_examples // 2, print_blob=True)
 @given(first=st.lists(travellers, min_size=1, max_size=6), later=st.lists(travellers, max_size=20))
 def test_every_step_carries_the_oldest(first, later):
     """As long as one model is asked for, every step carries the oldest unfinished unit, whatever comes after it."""
@@ -197,7 +197,7 @@ def test_a_lane_needs_a_seat():
         Roster(0)
 
 
-@settings(max_examples=100, deadline=None, print_blob=True)
+@settings(print_blob=True)
 @given(
     arrivals=st.lists(st.lists(travellers, max_size=4), min_size=1, max_size=20),
     caps=st.lists(st.integers(1, 9), min_size=1),
@@ -207,12 +207,14 @@ def test_a_measured_lane_has_one_seat_until_it_is_settled(arrivals, caps, max_ba
     """Before it is known how many seats pay nobody sits beside the first, and afterwards never more than that."""
     roster = Roster(max_batch, is_measured=lambda key: key.shape == 1)
     known = {}
-    for group in [*arrivals, *[[]] * 2000]:
+    for turn, group in enumerate([*arrivals, *[[]] * 2000]):
         for traveller in group:
             roster.join(traveller.key, traveller)
         assert {lane.key for lane in roster if not lane.is_settled}.isdisjoint(known)
         lane = roster.next_lane(lambda _: True)
         if lane is None:
+            if turn >= len(arrivals):
+                break
             continue
         lane.take_seats()
         if not lane.is_settled:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.gpu import Device
@@ -41,6 +41,7 @@ def write_many(folder: Path, name: str) -> None:
         measured.put(f"{name} {number}", {"by": name})
 
 
+@settings(max_examples=settings.default.max_examples // 4)
 @given(value=st.dictionaries(st.text(), JSON))
 def test_what_is_put_is_what_is_got(value, tmp_path_factory):
     """A value comes back as it was, from memory and from the file alike, and changing it changes neither."""
