@@ -11,6 +11,7 @@ from api.app import create_app
 from api.chores import Chores
 from api_client import Api, api_settings
 from farm.ledger import Ledger
+from servers import valkey
 
 
 class _PatientLedger(Ledger):
@@ -19,6 +20,14 @@ class _PatientLedger(Ledger):
     @classmethod
     def connect(cls, settings, **_options):
         return super().connect(settings, socket_timeout_s=100)
+
+
+@pytest.fixture(scope="module")
+def fast_server():
+    """Run a server that forgets when it ends, for tests with very many changes: durability is asked elsewhere."""
+    with valkey() as server:
+        assert server._ask(b"CONFIG SET appendonly no").startswith(b"+OK")
+        yield server
 
 
 @contextmanager

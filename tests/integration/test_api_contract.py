@@ -17,8 +17,14 @@ from stand_in import StandIn
 
 SEED = 20_261_122
 MAX_EXAMPLES = max(1, examples().max_examples // 8)  # of each operation
-CONFIG = SchemathesisConfig.from_dict({"seed": SEED, "generation": {"deterministic": True, "mode": "all"}})
-schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi(), config=CONFIG)
+CONFIG = {"seed": SEED, "generation": {"deterministic": True, "mode": "all"}}
+DOCUMENT = create_app(Settings()).openapi()
+schema = schemathesis.openapi.from_dict(DOCUMENT, config=SchemathesisConfig.from_dict(CONFIG))
+# A preview is asked for with the body of a job: to one of the two those thousands are sent that cover its schema.
+PREVIEW = "/v1/jobs:preview"
+lightly = schemathesis.openapi.from_dict(
+    DOCUMENT, config=SchemathesisConfig.from_dict({**CONFIG, "phases": {"coverage": {"enabled": False}}})
+)
 
 
 @schemathesis.serializer("image/avif", "text/csv", "application/jsonl")
@@ -59,10 +65,28 @@ def has_nothing_to_say(context):
     return operation.path.startswith(("/sdapi/", "/controlnet/")) and "requestBody" not in operation.definition.raw
 
 
-@schema.exclude(has_nothing_to_say).parametrize()
-@examples(max_examples=MAX_EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+few = examples(max_examples=MAX_EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@schema.exclude(has_nothing_to_say).exclude(path=PREVIEW).parametrize()
+@few
 def test_no_request_breaks_the_api_or_its_own_description(case, running):
     """No 5xx, no status, type or shape of an answer that the document does not tell of."""
+    check(case, running)
+
+
+@lightly.include(path=PREVIEW).parametrize()
+@few
+def test_no_preview_breaks_its_description(case, running):
+    """Likewise, of bodies that are drawn."""
+    check(case, running)
+
+
+@pytest.mark.long
+@schema.include(path=PREVIEW).parametrize()
+@few
+def test_no_preview_breaks_its_description_whatever_is_in_it(case, running):
+    """Likewise, of all that cover its schema."""
     check(case, running)
 
 

@@ -10,17 +10,8 @@ from expanded_jobs import expanded_job
 from farm.ledger import Ledger, WorkerReport
 from farm.requests import Priority
 from farm.settings import Settings
-from servers import valkey
 from simulation.fewest import fewest_switches
 from simulation.mixed import BEAT_S, Scenario, Simulation, settings_for
-
-
-@pytest.fixture(scope="module")
-def fast_server():
-    """Run a server that forgets when it ends: durability costs time and decides nothing here."""
-    with valkey() as server:
-        assert server._ask(b"CONFIG SET appendonly no").startswith(b"+OK")
-        yield server
 
 
 @pytest.mark.slow
