@@ -94,6 +94,17 @@ def test_a_job_goes_from_queued_to_done(ledger, clock):
     assert image.stored_at == pytest.approx(clock.now, abs=0.11)
 
 
+def test_a_clock_that_is_set_back_stores_nothing_in_times_to_come(ledger, clock):
+    """What is stored before its job was created, by the clock, is as old as that."""
+    created_at = clock.now
+    job_id = ledger.open(job_of(clock)).id
+    ledger.report(report(ALICE))
+    (hint,) = ledger.feed("scenes")
+    clock.now -= 5
+    assert render(ledger, hint)
+    assert ledger.image(job_id, 0).stored_at == created_at
+
+
 def test_without_a_worker_nothing_is_handed_out(ledger, clock):
     """Units stay in the backlog, where order and cancel act at once, until somebody can take them."""
     ledger.open(job_of(clock))

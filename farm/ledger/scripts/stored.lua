@@ -21,7 +21,7 @@ redis.call('SETBIT', key .. ':stored', index, 1)
 -- Twelve bytes per stored image: when (0.1 s since the job was created), how long, how much device time (ms), where.
 local created = tonumber(redis.call('HGET', key, 'created_at'))
 redis.call('SETRANGE', key .. ':times', index * 12, struct.pack('>I4I3I3I2',
-  math.floor((at - created) * 10), math.min(render_ms, 16777215), math.min(gpu_ms, 16777215),
+  math.floor(math.max(0, at - created) * 10), math.min(render_ms, 16777215), math.min(gpu_ms, 16777215),
   math.min(tonumber(node_number), 65535)))
 redis.call('HINCRBY', key, 'stored', 1)
 redis.call('HINCRBY', key, 'gpu_ms', gpu_ms)
