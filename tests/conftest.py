@@ -14,6 +14,9 @@ from servers import Seaweed, Valkey, seaweed, valkey
 
 _bucket_numbers = itertools.count()
 
+_ONE_FARM = ("tests/e2e", "tests/faults", "tests/browser")
+"""Folders whose tests share a farm."""
+
 # Models of tests are tiny and processes many: threads that wait for each other on two cores make it ten times slower.
 # Set before torch is imported, and inherited by the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -42,6 +45,20 @@ def pytest_collection():
 def pytest_unconfigure():
     """Leave out what the tests made as well, or the end of Python takes seconds."""
     gc.freeze()
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist loadfile` give one process all files that share a farm: each process would start one of its own."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling  # noqa: PLC0415  only where tests are distributed
+
+    class ByFarm(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            folder, _, file = super()._split_scope(nodeid).rpartition("/")
+            return folder if folder in _ONE_FARM and file != "test_up.py" else f"{folder}/{file}"
+
+    return ByFarm(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -345,7 +345,8 @@ class Farm:
         """Check that a farm without work holds no trace of any: units in flight, messages, wrong sums."""
         with suppress(TimeoutError):  # the last message's thread may be on its way back
             self.wait(lambda: not self.left_behind(), 100, or_raise=TimeoutError)
-        assert self.left_behind() == {}
+        left = self.left_behind()
+        assert left == {}, f"{left} is left behind\n{self.tail()}"
         for model, counted in self.raw.hgetall("farm:images").items():
             jobs = [job for job in self.ledger.jobs(limit=10_000) if job.header.model == model.decode()]
             assert int(counted) == sum(job.counts.stored for job in jobs)
