@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page
 
 from running_farm import Farm
 
-PATIENCE_MS = 30_000
+PATIENCE_MS = 100_000
 """How long a test waits for what a page is to show."""
 
 

@@ -54,13 +54,13 @@ def test_a_job_is_sent_and_watched_until_its_pictures_are_there(visit, farm):
 
 def test_pictures_are_seen_before_they_are_done(visit, farm):
     """While an image is in its seat the sheet shows how far it is and what of it is there."""
-    job = farm.post(model="scenes", prompts=["a green tree at sunset"], num_inference_steps=1000, width=256, height=256)
+    job = farm.post(model="scenes", prompts=["a green tree at sunset"], num_inference_steps=900, width=256, height=256)
     page = visit.open(f"#/jobs/{job}")
     rendering = page.locator('.cell[data-state="rendering"]')
     expect(rendering.locator("img.is-there")).to_have_attribute("src", re.compile("^data:image/jpeg;base64,"))
     expect(rendering.locator(".step")).to_be_visible()
     page.goto(f"{visit.url}/#/jobs/{job}/0")
-    expect(page.locator(".stage-word")).to_have_text(re.compile(r"^step \d+ of 1000$"))
+    expect(page.locator(".stage-word")).to_have_text(re.compile(r"^step \d+ of 900$"))
     page.locator(".recipe").get_by_role("button", name="Cancel").click()
     expect(page.locator(".stage-word")).to_have_text("cancelled")
     assert farm.wait(job)["state"] == "cancelled"
@@ -124,7 +124,7 @@ def test_again_with_other_parameters(visit, farm, pictures):
 def test_a_job_is_paused_resumed_and_cancelled(visit, farm):
     """Each button is there when it applies, and does what it says; what cannot be undone is asked for twice."""
     prompts = ["a huge yellow house"]
-    job = farm.post(model="scenes", prompts=prompts, num_images_per_prompt=400, num_inference_steps=1000)
+    job = farm.post(model="scenes", prompts=prompts, num_images_per_prompt=400, num_inference_steps=900)
     page = visit.open(f"#/jobs/{job}")
     button = {name: page.get_by_role("button", name=name) for name in ("Pause", "Resume", "Retry failed", "Cancel")}
     button["Pause"].click()
