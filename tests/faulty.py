@@ -208,7 +208,7 @@ class Farm:
 
     # -- jobs
 
-    def post(self, images=30, *, steps=40, model="tiny", **fields):
+    def post(self, images=30, *, steps=12, model="tiny", **fields):
         """Do what the API does with a job; return its id."""
         row = load_catalog(self.settings.catalog_file).row(model)
         job = expanded_job(row=row, **{**job_body(images, steps=steps), **fields})
@@ -224,7 +224,7 @@ class Farm:
         self._gather()
         self.shut_gate()
         free, *rest = job_body()["prompts"]
-        job = self.post(NUM_HELD, steps=12, prompts=[free, *(f"{prompt} {GATED}" for prompt in rest)])
+        job = self.post(NUM_HELD, prompts=[free, *(f"{prompt} {GATED}" for prompt in rest)])
         num_held = NUM_THREADS * len(self.workers("test:cpu"))
         self.wait(lambda: self.stored(job) == NUM_HELD // 3 and self.ledger.job(job).counts.rendering == num_held)
         return job
@@ -242,7 +242,7 @@ class Farm:
 
     def post_endless(self):
         """Post a job that lasts until `finish_begun`; return its id once some of its images are stored."""
-        job = self.post(100_000, steps=12)
+        job = self.post(100_000)
         self.wait_for_images(job, MAX_BATCH)
         return job
 
@@ -383,7 +383,7 @@ class Farm:
         return self.log.read_text()[-6000:]
 
 
-def job_body(images=30, *, steps=40):
+def job_body(images=30, *, steps=12):
     """Return a job of three prompts whose bytes are the same wherever and beside whatever it is rendered."""
     return {
         "prompts": [f"picture {number}" for number in range(3)],

@@ -113,7 +113,7 @@ def test_a_bucket_that_is_deleted_is_made_again(farm, undisturbed):
     """Somebody deletes the bucket while a job renders: what is stored from then on lies in a new one."""
     farm.s3_line.hang()  # so that nothing of this job goes with the bucket
     farm.shut_gate()
-    job = farm.post(steps=12)
+    job = farm.post()
     farm.wait(lambda: farm.ledger.job(job).counts.rendering > 0)
     with farm.disturbed("the bucket is deleted", job):
         client, bucket = farm.store._client, farm.settings.s3_bucket
