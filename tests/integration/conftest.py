@@ -22,6 +22,13 @@ class _PatientLedger(Ledger):
         return super().connect(settings, socket_timeout_s=100)
 
 
+@pytest.fixture(scope="session")
+def valkey_server(valkey_server):
+    """Return the run's Valkey, which waits for no disk: tests that kill one have their own."""
+    assert valkey_server._ask(b"CONFIG SET appendfsync no").startswith(b"+OK")
+    return valkey_server
+
+
 @pytest.fixture(scope="module")
 def fast_server():
     """Run a server that forgets when it ends, for tests with very many changes: durability is asked elsewhere."""
