@@ -14,6 +14,17 @@ from farm.ledger import Ledger
 from servers import valkey
 
 
+def pytest_collection_modifyitems(items):
+    """Give the test of each operation of the contract an id of its own: of tests that share one, xdist runs one.
+
+    pytest 9.2 leaves out of the id what schemathesis has put into the name.
+    """
+    for item in items:
+        operation = getattr(item, "operation_label", None)
+        if operation is not None and operation not in item.nodeid:
+            item._id = item.id.with_params(operation)
+
+
 class _PatientLedger(Ledger):
     """Waits for a Redis that a busy machine holds up: how soon an outage is told is asked in test_api_outage.py."""
 

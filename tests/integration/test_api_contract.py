@@ -20,8 +20,9 @@ MAX_EXAMPLES = max(1, examples().max_examples // 8)  # of each operation
 CONFIG = {"seed": SEED, "generation": {"deterministic": True, "mode": "all"}}
 DOCUMENT = create_app(Settings()).openapi()
 schema = schemathesis.openapi.from_dict(DOCUMENT, config=SchemathesisConfig.from_dict(CONFIG))
-# A preview is asked for with the body of a job: to one of the two those thousands are sent that cover its schema.
-PREVIEW = "/v1/jobs:preview"
+# Operations that take what others take, too: in `make test` the bodies that cover the schema, hundreds and thousands
+# of them, are sent to those.
+LIKE_OTHERS = ["/v1/jobs:preview", "/sdapi/v1/txt2img", "/sdapi/v1/img2img"]
 lightly = schemathesis.openapi.from_dict(
     DOCUMENT, config=SchemathesisConfig.from_dict({**CONFIG, "phases": {"coverage": {"enabled": False}}})
 )
@@ -68,26 +69,32 @@ def has_nothing_to_say(context):
 few = examples(max_examples=MAX_EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@schema.exclude(has_nothing_to_say).exclude(path=PREVIEW).parametrize()
+@schema.exclude(has_nothing_to_say).exclude(path=LIKE_OTHERS).parametrize()
 @few
 def test_no_request_breaks_the_api_or_its_own_description(case, running):
     """No 5xx, no status, type or shape of an answer that the document does not tell of."""
     check(case, running)
 
 
-@lightly.include(path=PREVIEW).parametrize()
+@lightly.include(path=LIKE_OTHERS).parametrize()
 @few
-def test_no_preview_breaks_its_description(case, running):
-    """Likewise, of bodies that are drawn."""
+def test_nothing_drawn_breaks_what_takes_what_others_take(case, running):
+    """Likewise, of a few bodies that are drawn."""
     check(case, running)
 
 
 @pytest.mark.long
-@schema.include(path=PREVIEW).parametrize()
+@schema.include(path=LIKE_OTHERS).parametrize()
 @few
-def test_no_preview_breaks_its_description_whatever_is_in_it(case, running):
-    """Likewise, of all that cover its schema."""
+def test_nothing_breaks_what_takes_what_others_take(case, running):
+    """Likewise, of all that cover the schema."""
     check(case, running)
+
+
+def test_each_operation_has_a_test_of_its_own(request):
+    """An id that two tests have is one test to xdist, and the other is never run."""
+    ids = [item.nodeid for item in request.session.items]
+    assert len(set(ids)) == len(ids)
 
 
 def test_lists_are_as_they_are_described(running):
