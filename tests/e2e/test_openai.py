@@ -74,7 +74,7 @@ def test_a_stream_shows_partial_images_and_then_the_whole(client):
         size=SIZE,
         stream=True,
         partial_images=3,
-        extra_body={"num_inference_steps": 250},  # longer than anybody may look away
+        extra_body={"num_inference_steps": 400},  # longer than anybody may look away
     )
     events = list(stream)
     *partial, completed = events
