@@ -17,7 +17,7 @@ from worker.pipelines.base import NO_INPUTS
 
 pytestmark = pytest.mark.filterwarnings(BROWNIAN_WARNING)
 
-# How a sampler's steps are spaced is its table's affair (test_sampling.py), and test_sdxl_parity.py takes all spacings.
+# How a sampler's steps are spaced is its table's affair (test_sampling.py); test_img2img_parity.py takes all spacings.
 SCHEDULERS = [row for row in schedulers_of("diffusion") if row.a1111_schedule == "Automatic"]
 MIXES = pytest.mark.parametrize(
     ("guidance_scale", "schedulers"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 
 import diffusers
 import pytest
@@ -121,9 +123,15 @@ def case(folder):
     return Case(here, away, placement, fields)
 
 
+@cache
+def opened(folder):
+    """Open a model with diffusers, to copy its parts from."""
+    return diffusers.DiffusionPipeline.from_pretrained(folder)
+
+
 def load(folder, cls, where):
     """Return a model of `cls` whose text encoders live where `where` says, and its placement."""
-    parts = diffusers.DiffusionPipeline.from_pretrained(folder).components
+    parts = copy.deepcopy(opened(folder).components)
     modules = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
     components = tuple(
         ComponentPlan(name, Precision.FP32, Precision.FP32, where if "text" in name else Where.RESIDENT, 0)

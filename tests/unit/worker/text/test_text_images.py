@@ -84,15 +84,20 @@ def render(pipeline, units, *, max_batch, seed=0):
     return [futures[unit.index].result() for unit in units]
 
 
-@pytest.mark.parametrize("guidance_scale", [0.0, 4.0], ids=["unguided", "guided"])
-def test_in_mixed_company(folder, guidance_scale):
+@pytest.mark.parametrize(
+    ("guidance_scale", "every"),
+    [
+        pytest.param(0.0, 7, id="unguided"),  # each prompt once: the negative ones are not read
+        pytest.param(4.0, 5, id="guided"),  # each prompt and each negative one
+        pytest.param(4.0, 1, id="guided, all pairs", marks=pytest.mark.long),
+    ],
+)
+def test_in_mixed_company(folder, guidance_scale, every):
     """Prompts of one, two and three chunks, weighted or not, share a lane and come out as each alone in diffusers."""
     reference = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     reference.set_progress_bar_config(disable=True)
     reference.scheduler = diffusers.EulerDiscreteScheduler.from_config(reference.scheduler.config)
-    units = units_of_all_prompts(guidance_scale=guidance_scale)
-    if guidance_scale == 0.0:
-        units = units[:: len(PROMPTS) + 1]  # each prompt once: the negative ones are not read
+    units = units_of_all_prompts(guidance_scale=guidance_scale)[::every]
     pipeline = load_pipeline(tiny_row(folder), models_dir=folder, device=torch.device("cpu"))
     for unit, rendered in zip(units, render(pipeline, units, max_batch=5), strict=True):
         assert rendered.warnings == ()
