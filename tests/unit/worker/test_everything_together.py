@@ -257,7 +257,7 @@ def assert_as_alone(studio, play, outcomes):
     ("family", "num_plays"),
     [
         *((family, 5) for family in FAMILIES),
-        *(pytest.param(family, 30, marks=[pytest.mark.slow, pytest.mark.long]) for family in FAMILIES),
+        *(pytest.param(family, 10, marks=[pytest.mark.slow, pytest.mark.long]) for family in FAMILIES),
     ],
 )
 def test_everything_together(studios, family, num_plays):
