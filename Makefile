@@ -52,7 +52,7 @@ test: $(INSTALLED) ## Run all tests that this machine can run
 long: $(INSTALLED) ## Run the tests that `make test` leaves out: further variants of what it tests
 	$(BIN)/python -m pytest -m long tests
 
-fuzz: $(INSTALLED) ## Try what is tested by example on new examples, drawn at random: some three minutes
+fuzz: $(INSTALLED) ## Try what is tested by example on four times as many new examples, drawn at random
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m hypothesis --hypothesis-profile=fuzz tests
 
 faults: $(INSTALLED) ## Break real processes in every way that the farm must outlive: some four minutes

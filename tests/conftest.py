@@ -26,7 +26,7 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 # Times are never asserted, of examples neither: a busy machine would fail them. What `make test` says of a change, it
 # says again: its examples follow from the tests themselves. `make fuzz` draws new ones.
 settings.register_profile("farm", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
-settings.register_profile("fuzz", parent=settings.get_profile("farm"), derandomize=False)
+settings.register_profile("fuzz", parent=settings.get_profile("farm"), derandomize=False, max_examples=400)
 settings.load_profile("farm")
 
 
