@@ -26,8 +26,9 @@ from farm.settings import Settings
 ACCESS_KEY = "farm-tests"
 SECRET_KEY = "farm-tests-secret"
 
-_PORTS: Final = range(20_000, 30_000)
-"""Below those that systems give to connections: one that is made while a server is away would else take its port."""
+_PORTS: Final = range(10_000, 20_000)
+"""Below those that `farm up` chooses from, and those that systems give to connections: one that is made while a server
+is away would else take its port."""
 
 
 def free_ports(count: int) -> list[int]:
