@@ -216,15 +216,15 @@ class Farm:
         feed(self.ledger, self.app, [model])
         return job.header.id
 
-    def post_held(self):
+    def post_held(self, post=None):
         """Post a job and return its id once a third is stored and workers hold as much of the rest as they can.
 
-        There it stays, until `open_gate`.
+        There it stays, until `open_gate`. `post` does it some other way.
         """
         self._gather()
         self.shut_gate()
         free, *rest = job_body()["prompts"]
-        job = self.post(NUM_HELD, prompts=[free, *(f"{prompt} {GATED}" for prompt in rest)])
+        job = (post or self.post)(NUM_HELD, prompts=[free, *(f"{prompt} {GATED}" for prompt in rest)])
         num_held = NUM_THREADS * len(self.workers("test:cpu"))
         self.wait(lambda: self.stored(job) == NUM_HELD // 3 and self.ledger.job(job).counts.rendering == num_held)
         return job

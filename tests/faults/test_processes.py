@@ -14,6 +14,7 @@ import pytest
 from farm.jobs import JobState, UnitState
 from farm.storage import manifest_key
 from faulty import NUM_THREADS, is_running, job_body, stopped
+from lines import line_to
 
 pytestmark = pytest.mark.slow
 
@@ -84,6 +85,30 @@ def test_a_worker_that_wakes_up_too_late_is_refused(farm, undisturbed):
 
 
 @pytest.mark.long
+def test_a_worker_cut_off_alone_is_a_dead_one(farm, undisturbed):
+    """The others reach Redis and take its units, a strike each; when it is back, it drops them and takes others."""
+    with ExitStack() as stack:
+        line = stack.enter_context(line_to(farm.redis.port))
+        # Of one model, which it serves whether it is needed or not.
+        env = {"FARM_REDIS_URL": f"redis://127.0.0.1:{line.port}/0", "FARM_WORKER_MODELS": "tiny"}
+        stack.callback(end, farm.worker("test:far", **env))
+        (worker,) = farm.workers("test:far")
+        job = farm.post_endless()
+        farm.wait(lambda: len(farm.held_by(worker.name, job)) == NUM_THREADS)
+        line.cut()
+        held = farm.held_by(worker.name, job)
+        with farm.disturbed("a worker is cut off from Redis", job, resumed=taken_over(farm, job, held)):
+            pass
+        farm.wait(lambda: all(farm.ledger.image(job, index).state is UnitState.STORED for index in held))
+        num_stored = stored_by(farm, worker.node, job)
+        line.mend()
+        farm.wait(lambda: stored_by(farm, worker.node, job) > num_stored)
+        farm.finish_begun(job, like=undisturbed)
+        assert 0 < farm.ledger.job(job).retries == strikes(farm, job) <= NUM_THREADS
+        assert is_running(worker.pid), "it works on as if nothing had been"
+
+
+@pytest.mark.long
 def test_clocks_of_machines_do_not_matter(farm, undisturbed):
     """Two more workers, an hour ahead and an hour behind: the ledger goes by the server's clock alone."""
     names = {"test:ahead": "3600", "test:behind": "-3600"}
@@ -128,8 +153,12 @@ def test_a_killed_api_loses_nothing_it_accepted_and_keeps_nothing_else(farm, und
     large = {"model": "tiny", "prompts": [f"{n} {'word ' * 40}" for n in range(9000)], "num_inference_steps": 1}
     key = {"Idempotency-Key": "once"}
     with farm.api() as (process, client):
-        endless = {"model": "tiny", **job_body(100_000)}
-        job = client.post("/v1/jobs", json=endless).raise_for_status().json()["id"]
+
+        def post_there(images, **fields):
+            body = {"model": "tiny", **job_body(images), **fields}
+            return client.post("/v1/jobs", json=body).raise_for_status().json()["id"]
+
+        job = farm.post_held(post_there)
         num_jobs = farm.ledger.num_jobs()
 
         def post():
@@ -147,10 +176,10 @@ def test_a_killed_api_loses_nothing_it_accepted_and_keeps_nothing_else(farm, und
     farm.api_line.mend()
     assert farm.ledger.num_jobs() == num_jobs
     assert all(0 < farm.raw.ttl(key) <= STAGED_S for key in staged(farm))
-    farm.finish_begun(job, like=undisturbed)
+    farm.finish(job, like=undisturbed)
 
     with farm.api() as (_, client):
-        assert client.get(f"/v1/jobs/{job}").json()["state"] == "cancelled"
+        assert client.get(f"/v1/jobs/{job}").json()["state"] == "done"
         farm.wait(lambda: farm.store.exists(manifest_key(job)))
         answers = [client.post("/v1/jobs", json=large, headers=key).raise_for_status().json()["id"] for _ in range(2)]
         assert answers[0] == answers[1]
