@@ -19,9 +19,9 @@ def test_models_that_cannot_be_loaded_fail_their_jobs_alone(farm, undisturbed):
     weights = farm.folder / "corrupt" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     jobs = [farm.post(6, model=model) for model in ("broken", "corrupt")]
-    job = farm.post_endless()
+    job = farm.post()
     farm.wait(lambda: all(farm.ledger.job(bad).state.is_final for bad in jobs))
-    farm.finish_begun(job, like=undisturbed)
+    farm.finish(job, like=undisturbed)
     for bad, reason in zip(jobs, ("nowhere", "corrupt"), strict=True):
         assert farm.ledger.job(bad).state is JobState.FAILED
         assert all(reason in image.error for image in farm.ledger.images(bad))
