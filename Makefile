@@ -47,7 +47,7 @@ up: $(INSTALLED) ## Start a farm on this machine; Ctrl-C stops it
 
 test: $(INSTALLED) ## Run all tests that this machine can run
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not long" tests/e2e tests/integration tests/unit
-	$(BIN)/python -m pytest -m "not long" tests/browser tests/faults
+	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder -m "not long" tests/faults tests/browser
 
 long: $(INSTALLED) ## Run the tests that `make test` leaves out: further variants of what it tests
 	$(BIN)/python -m pytest -m long tests
