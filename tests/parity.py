@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import diffusers
+import pytest
 import torch
 from hypothesis import strategies as st
 
@@ -186,6 +187,19 @@ class Studio:
             assert all(rendered.timings.batch_shape == max_batch for rendered in together)
             for unit, rendered, image in zip(units, together, alone, strict=True):
                 assert torch.equal(self.by_us(rendered), image), f"{unit}, joining as with seed {seed}"
+
+
+def with_and_without_guidance(everything: Sequence[Scheduler], *, guided: Sequence[Scheduler]) -> pytest.MarkDecorator:
+    """Give a test `guidance_scale` and `schedulers`: some, and those to be `guided`; both with all in `make long`."""
+    return pytest.mark.parametrize(
+        ("guidance_scale", "schedulers"),
+        [
+            pytest.param(0.0, SOME_SCHEDULERS, id="unguided"),
+            pytest.param(4.0, guided, id="guided"),
+            pytest.param(0.0, everything, id="unguided, all", marks=pytest.mark.long),
+            pytest.param(4.0, everything, id="guided, all", marks=pytest.mark.long),
+        ],
+    )
 
 
 def units_of(schedulers: Iterable[Scheduler], *, seed: int, **fields: Any) -> list[Unit]:

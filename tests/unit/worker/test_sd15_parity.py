@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from farm.errors import RenderFailed
 from farm.requests import Reproducibility
 from farm.schedulers import schedulers_of
-from parity import BROWNIAN_WARNING, SOME_SCHEDULERS, Studio, any_units, units_of
+from parity import BROWNIAN_WARNING, SOME_SCHEDULERS, Studio, any_units, units_of, with_and_without_guidance
 from tiny_models import SIZE_PX, save_tiny_sd15, save_tiny_sd21, tiny_unit
 from worker.pipelines.base import NO_INPUTS
 
@@ -19,14 +19,7 @@ pytestmark = pytest.mark.filterwarnings(BROWNIAN_WARNING)
 
 # How a sampler's steps are spaced is its table's affair (test_sampling.py); test_img2img_parity.py takes all spacings.
 SCHEDULERS = [row for row in schedulers_of("diffusion") if row.a1111_schedule == "Automatic"]
-MIXES = pytest.mark.parametrize(
-    ("guidance_scale", "schedulers"),
-    [
-        pytest.param(0.0, SOME_SCHEDULERS, id="unguided"),
-        pytest.param(4.0, SCHEDULERS, id="guided, all"),
-        pytest.param(0.0, SCHEDULERS, id="unguided, all", marks=pytest.mark.long),
-    ],
-)
+MIXES = with_and_without_guidance(SCHEDULERS, guided=SCHEDULERS)
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +34,7 @@ def studio21(tmp_path_factory):
     return Studio.load(save_tiny_sd21(tmp_path_factory.mktemp("sd21") / "tiny"))
 
 
-@pytest.mark.parametrize(
-    ("guidance_scale", "schedulers"),
-    [
-        pytest.param(0.0, SOME_SCHEDULERS, id="unguided"),
-        pytest.param(4.0, SOME_SCHEDULERS, id="guided"),
-        pytest.param(0.0, SCHEDULERS, id="unguided, all", marks=pytest.mark.long),
-        pytest.param(4.0, SCHEDULERS, id="guided, all", marks=pytest.mark.long),
-    ],
-)
+@with_and_without_guidance(SCHEDULERS, guided=SOME_SCHEDULERS)
 def test_alone(studio, guidance_scale, schedulers):
     """Each sampler's image, rendered alone, is diffusers'."""
     for unit in units_of(schedulers, seed=1, guidance_scale=guidance_scale):

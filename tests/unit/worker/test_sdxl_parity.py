@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from farm.errors import ModelBroken, RenderFailed
 from farm.requests import Reproducibility
 from farm.schedulers import schedulers_of
-from parity import BROWNIAN_WARNING, MAX_DIFFERENCE, SOME_SCHEDULERS, Studio, any_units, units_of
+from parity import (
+    BROWNIAN_WARNING,
+    MAX_DIFFERENCE,
+    SOME_SCHEDULERS,
+    Studio,
+    any_units,
+    units_of,
+    with_and_without_guidance,
+)
 from tiny_models import SIZE_PX, save_tiny_sdxl, tiny_row, tiny_unit
 from worker.pipelines.base import NO_INPUTS
 from worker.pipelines.latent import Loaded
@@ -33,30 +41,14 @@ def studio(tmp_path_factory):
     return Studio.load(save_tiny_sdxl(tmp_path_factory.mktemp("sdxl") / "tiny"), family="sdxl")
 
 
-@pytest.mark.parametrize(
-    ("guidance_scale", "schedulers"),
-    [
-        pytest.param(0.0, SOME_SCHEDULERS, id="unguided"),
-        pytest.param(4.0, SOME_SCHEDULERS, id="guided"),
-        pytest.param(0.0, SCHEDULERS, id="unguided, all", marks=pytest.mark.long),
-        pytest.param(4.0, SCHEDULERS, id="guided, all", marks=pytest.mark.long),
-    ],
-)
+@with_and_without_guidance(SCHEDULERS, guided=SOME_SCHEDULERS)
 def test_alone(studio, guidance_scale, schedulers):
     """Each scheduler's image, rendered alone, is diffusers'."""
     for unit in units_of(schedulers, seed=1, guidance_scale=guidance_scale):
         studio.assert_all_same([unit], seed=0, max_batch=1)
 
 
-@pytest.mark.parametrize(
-    ("guidance_scale", "schedulers"),
-    [
-        pytest.param(0.0, SOME_SCHEDULERS, id="unguided"),
-        pytest.param(4.0, SAMPLERS, id="guided"),
-        pytest.param(0.0, SCHEDULERS, id="unguided, all", marks=pytest.mark.long),
-        pytest.param(4.0, SCHEDULERS, id="guided, all", marks=pytest.mark.long),
-    ],
-)
+@with_and_without_guidance(SCHEDULERS, guided=SAMPLERS)
 def test_in_mixed_company(studio, guidance_scale, schedulers):
     """Units of many schedulers in one lane, joining at random steps, come out as diffusers renders each alone."""
     units = units_of(schedulers, seed=1, guidance_scale=guidance_scale)
