@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import logging
 import os
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from servers import Seaweed, Valkey, seaweed, valkey
+from worker.lasting import coming_to_stay, leave_it_to_the_system
 
 _bucket_numbers = itertools.count()
 
@@ -33,18 +33,13 @@ settings.load_profile("farm")
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
     """Leave what the imports of all tests make out of every garbage collection: a million objects that stay."""
-    gc.disable()
-    try:
+    with coming_to_stay():
         return (yield)
-    finally:
-        gc.enable()
-        gc.collect()
-        gc.freeze()
 
 
 def pytest_unconfigure():
     """Leave out what the tests made as well, or the end of Python takes seconds."""
-    gc.freeze()
+    leave_it_to_the_system()
 
 
 def pytest_xdist_make_scheduler(config, log):

@@ -190,16 +190,15 @@ class Studio:
 
 
 def with_and_without_guidance(everything: Sequence[Scheduler], *, guided: Sequence[Scheduler]) -> pytest.MarkDecorator:
-    """Give a test `guidance_scale` and `schedulers`: some, and those to be `guided`; both with all in `make long`."""
-    return pytest.mark.parametrize(
-        ("guidance_scale", "schedulers"),
-        [
-            pytest.param(0.0, SOME_SCHEDULERS, id="unguided"),
-            pytest.param(4.0, guided, id="guided"),
-            pytest.param(0.0, everything, id="unguided, all", marks=pytest.mark.long),
-            pytest.param(4.0, everything, id="guided, all", marks=pytest.mark.long),
-        ],
-    )
+    """Give a test `guidance_scale` and `schedulers`: some, and those to be `guided`; what is left in `make long`."""
+    mixes = [
+        pytest.param(0.0, SOME_SCHEDULERS, id="unguided"),
+        pytest.param(4.0, guided, id="guided"),
+        pytest.param(0.0, everything, id="unguided, all", marks=pytest.mark.long),
+    ]
+    if guided != everything:
+        mixes.append(pytest.param(4.0, everything, id="guided, all", marks=pytest.mark.long))
+    return pytest.mark.parametrize(("guidance_scale", "schedulers"), mixes)
 
 
 def units_of(schedulers: Iterable[Scheduler], *, seed: int, **fields: Any) -> list[Unit]:

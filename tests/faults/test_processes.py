@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import httpx
 import pytest
@@ -72,16 +72,7 @@ def test_a_worker_that_wakes_up_too_late_is_refused(farm, undisturbed):
     """Frozen past its lease it loses its units, a strike each; when it goes on, it drops them and takes others."""
     job = farm.post_endless()
     worker = farm.holder(job)
-    with stopped(worker.pid):
-        held = farm.held_by(worker.name, job)
-        with farm.disturbed("a worker is frozen", job, resumed=taken_over(farm, job, held)):
-            pass
-        farm.wait(lambda: all(farm.ledger.image(job, index).state is UnitState.STORED for index in held))
-        num_stored = stored_by(farm, worker.node, job)
-    farm.wait(lambda: stored_by(farm, worker.node, job) > num_stored)
-    farm.finish_begun(job, like=undisturbed)
-    assert 0 < farm.ledger.job(job).retries == strikes(farm, job) <= NUM_THREADS
-    assert is_running(worker.pid), "it works on as if nothing had been"
+    see_it_come_back(farm, undisturbed, worker, job, what="a worker is frozen", away=stopped(worker.pid))
 
 
 @pytest.mark.long
@@ -95,17 +86,29 @@ def test_a_worker_cut_off_alone_is_a_dead_one(farm, undisturbed):
         (worker,) = farm.workers("test:far")
         job = farm.post_endless()
         farm.wait(lambda: len(farm.held_by(worker.name, job)) == NUM_THREADS)
-        line.cut()
+        see_it_come_back(farm, undisturbed, worker, job, what="a worker is cut off from Redis", away=cut(line))
+
+
+@contextmanager
+def cut(line):
+    """Cut a line for the length of a `with` block."""
+    line.cut()
+    yield
+    line.mend()
+
+
+def see_it_come_back(farm, undisturbed, worker, job, *, what, away):
+    """See that while a worker is `away`, as a context manager makes it, others do what it held; then it works on."""
+    with away:
         held = farm.held_by(worker.name, job)
-        with farm.disturbed("a worker is cut off from Redis", job, resumed=taken_over(farm, job, held)):
+        with farm.disturbed(what, job, resumed=taken_over(farm, job, held)):
             pass
         farm.wait(lambda: all(farm.ledger.image(job, index).state is UnitState.STORED for index in held))
         num_stored = stored_by(farm, worker.node, job)
-        line.mend()
-        farm.wait(lambda: stored_by(farm, worker.node, job) > num_stored)
-        farm.finish_begun(job, like=undisturbed)
-        assert 0 < farm.ledger.job(job).retries == strikes(farm, job) <= NUM_THREADS
-        assert is_running(worker.pid), "it works on as if nothing had been"
+    farm.wait(lambda: stored_by(farm, worker.node, job) > num_stored)
+    farm.finish_begun(job, like=undisturbed)
+    assert 0 < farm.ledger.job(job).retries == strikes(farm, job) <= NUM_THREADS
+    assert is_running(worker.pid), "it works on as if nothing had been"
 
 
 @pytest.mark.long
